@@ -1,0 +1,266 @@
+"""CIFAR-10 from a folder, an archive or a mirror: the right data, or an error that helps."""
+
+import errno
+import hashlib
+import http.server
+import pickle
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+
+import pytest
+import torch
+from torchvision.datasets import CIFAR10
+
+import utils
+from conftest import CPU, draw_images
+from utils import get_recipe
+
+
+def write_cifar10(root, monkeypatch):
+    """Write a tiny data set in CIFAR-10's format, and make its checksums the expected ones."""
+    folder = root / CIFAR10.base_folder
+    folder.mkdir(parents=True)
+
+    def write(name, content):
+        (folder / name).write_bytes(pickle.dumps(content))
+        return hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    def write_batch(name, n):
+        return write(name, {"data": draw_images(n).flatten(1).numpy(), "labels": [*range(n)]})
+
+    classes = {"label_names": [f"class {k}" for k in range(10)]}
+    meta = CIFAR10.meta | {"md5": write(CIFAR10.meta["filename"], classes)}
+    train_list = [[name, write_batch(name, 4)] for name, _ in CIFAR10.train_list]
+    test_list = [[name, write_batch(name, 3)] for name, _ in CIFAR10.test_list]
+    monkeypatch.setattr(CIFAR10, "train_list", train_list)
+    monkeypatch.setattr(CIFAR10, "test_list", test_list)
+    monkeypatch.setattr(CIFAR10, "meta", meta)
+    return folder
+
+
+def test_cifar10_is_read_as_one_tensor_of_images_and_one_of_labels(tmp_path, monkeypatch):
+    folder = write_cifar10(tmp_path, monkeypatch)
+    data = utils.get_data(get_recipe("onecycle"), tmp_path, CPU)
+    assert data.classes == tuple(f"class {k}" for k in range(10))
+    images, labels = data.train.tensors
+    assert images.shape == (20, 3, 32, 32)
+    assert images.dtype == torch.uint8
+    assert labels.tolist() == [0, 1, 2, 3] * 5
+    raw = torch.tensor(pickle.loads((folder / "test_batch").read_bytes())["data"])
+    assert torch.equal(data.test.tensors[0], raw.view(3, 3, 32, 32))
+
+
+@pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
+def test_a_missing_or_damaged_file_is_named_with_its_remedy(name, tmp_path, monkeypatch):
+    folder = write_cifar10(tmp_path, monkeypatch)
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=f"{path} is damaged.* Delete the folder {folder}"):
+        utils.load_cifar10(tmp_path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{path} is missing. Delete the folder {folder}"):
+        utils.load_cifar10(tmp_path)
+
+
+class Mirror(http.server.BaseHTTPRequestHandler):
+    """Serve `archive` in the way, good or bad, that the last part of the path names."""
+
+    archive = b""
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        way = self.path.strip("/")
+        if way == "busy":
+            return self.send_error(503)
+        if way in ("moved", "loop"):
+            self.send_response(302)
+            self.send_header("Location", "/right" if way == "moved" else "/loop")
+            return self.end_headers()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.archive)))
+        self.end_headers()
+        half = len(self.archive) // 2
+        if way == "other":
+            self.wfile.write(bytes(len(self.archive)))
+        elif way == "half":
+            self.wfile.write(self.archive[:half])
+        elif way == "stall":
+            self.wfile.write(self.archive[:half])
+            self.wfile.flush()
+            time.sleep(3)
+        elif way == "trickle":
+            for k in range(half):
+                self.wfile.write(self.archive[k : k + 1])
+                time.sleep(0.05)
+        else:
+            self.wfile.write(self.archive)
+        return None
+
+
+@pytest.fixture
+def mirrors(tmp_path, monkeypatch):
+    """A function that makes ways of a server on loopback, in that order, the mirrors."""
+    folder = write_cifar10(tmp_path / "served", monkeypatch)
+    with tarfile.open(tmp_path / "archive", "w:gz") as tar:
+        tar.add(folder, CIFAR10.base_folder)
+    archive = (tmp_path / "archive").read_bytes()
+    monkeypatch.setattr(Mirror, "archive", archive)
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive).hexdigest())
+    monkeypatch.setattr(utils, "STALL", 0.5)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def use(*ways):
+        urls = [f"http://127.0.0.1:{server.server_port}/{way}" for way in ways]
+        monkeypatch.setattr(utils, "MIRRORS", urls)
+
+    yield use
+    server.shutdown()
+
+
+@pytest.mark.parametrize("way", ["busy", "half", "stall", "trickle", "other", "loop"])
+def test_a_bad_mirror_is_passed_over_for_the_next_in_bounded_time(way, tmp_path, mirrors):
+    mirrors(way, "right")
+    start = time.monotonic()
+    assert len(utils.load_cifar10(tmp_path / "data").train) == 20
+    assert time.monotonic() - start < 10
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [CIFAR10.base_folder]
+
+
+@pytest.mark.parametrize("way", ["busy", "half", "stall", "trickle", "other", "loop"])
+def test_with_bad_mirrors_alone_nothing_is_left_and_the_error_says_what_to_do(
+    way, tmp_path, mirrors
+):
+    mirrors(way)
+    with pytest.raises(ConnectionError) as error:
+        utils.get_data(get_recipe("onecycle"), tmp_path / "data", CPU)
+    for said in (f"/{way}: ", CIFAR10.filename, "data", "CIFAR10_ROOT", "RECIPE=smoke"):
+        assert said in str(error.value)
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_a_redirect_is_followed_and_what_it_leads_to_is_checked(tmp_path, mirrors):
+    mirrors("moved")
+    assert len(utils.load_cifar10(tmp_path / "data").train) == 20
+
+
+def test_a_refused_connection_is_an_error_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "MIRRORS", ["http://127.0.0.1:9/none"])
+    start = time.monotonic()
+    with pytest.raises(ConnectionError, match="RECIPE=smoke"):
+        utils.load_cifar10(tmp_path / "data")
+    assert time.monotonic() - start < 5
+
+
+def test_an_archive_put_there_by_hand_is_used_if_it_is_whole(tmp_path, mirrors):
+    mirrors()
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / CIFAR10.filename).write_bytes(Mirror.archive[:-1])
+    with pytest.raises(ValueError, match=f"{root / CIFAR10.filename} is damaged.* Delete it"):
+        utils.load_cifar10(root)
+    assert [path.name for path in root.iterdir()] == [CIFAR10.filename]
+    (root / CIFAR10.filename).write_bytes(Mirror.archive)
+    assert len(utils.load_cifar10(root).test) == 3
+
+
+def test_two_downloads_at_once_both_end_well(tmp_path, mirrors):
+    mirrors("right")
+    root, data = tmp_path / "data", []
+    barrier = threading.Barrier(2, timeout=10)
+    download = utils._download
+
+    def together(*args):
+        download(*args)
+        barrier.wait()  # both have the archive before either unpacks it
+
+    utils._download, threads = together, []
+    try:
+        for _ in range(2):
+            threads.append(threading.Thread(target=lambda: data.append(utils.load_cifar10(root))))
+            threads[-1].start()
+        for thread in threads:
+            thread.join()
+    finally:
+        utils._download = download
+    assert [len(part.train) for part in data] == [20, 20]
+    assert [path.name for path in root.iterdir()] == [CIFAR10.base_folder]
+
+
+def test_a_data_folder_that_is_a_file_is_named_with_the_remedy(tmp_path, mirrors):
+    mirrors("right")
+    (tmp_path / "data").write_text("a file")
+    with pytest.raises(OSError, match=f"the folder {tmp_path / 'data'} .* CIFAR10_ROOT"):
+        utils.load_cifar10(tmp_path / "data")
+    assert (tmp_path / "data").read_text() == "a file"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize("function", ["_download", "_unpack"])
+def test_a_full_or_read_only_disk_is_named_with_the_remedy(
+    code, function, tmp_path, mirrors, monkeypatch
+):
+    mirrors("right", "right")
+    calls = []
+
+    def fail(*args):
+        calls.append(args)
+        raise OSError(code, "stand-in for the disk")
+
+    monkeypatch.setattr(utils, function, fail)
+    with pytest.raises(OSError, match=f"the folder {tmp_path / 'data'} .stand-in.*350 MB") as error:
+        utils.load_cifar10(tmp_path / "data")
+    assert error.value.errno == code
+    assert len(calls) == 1  # another mirror would not help
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_a_file_system_without_room_is_an_error_that_names_it(tmp_path, mirrors):
+    """A real full disk, where one can be mounted."""
+    mirrors("right")
+    root = tmp_path / "small"
+    root.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(root)]
+    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        with pytest.raises(OSError, match=f"the folder {root} .No space left.*350 MB"):
+            utils.load_cifar10(root)
+        assert list(root.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(root)], check=True)
+
+
+def test_the_mirrors_end_with_the_data_set_s_own_host():
+    assert utils.MIRRORS[-1] == CIFAR10.url
+    assert all(url.startswith("https://") for url in utils.MIRRORS)
+
+
+def test_the_stand_in_says_that_it_is_not_cifar10_and_is_the_same_each_time():
+    recipe = get_recipe("smoke")
+    data, again = (utils.get_data(recipe, "nowhere", CPU) for _ in range(2))
+    assert "NOT CIFAR-10" in recipe.data
+    assert "NOT CIFAR-10" in utils.Run(recipe, "bn", 1).title
+    assert len(data.classes) == 10
+    for part, same in ((data.train, again.train), (data.test, again.test)):
+        images, labels = part.tensors
+        assert images.shape == (len(part), 3, 32, 32)
+        assert images.dtype == torch.uint8
+        assert labels.bincount().tolist() == [len(part) // 10] * 10
+        assert torch.equal(images, same.tensors[0])
+
+
+@pytest.mark.cifar10
+def test_the_real_data_are_50_000_and_10_000_images_of_ten_classes(cifar10_root):
+    data = utils.get_data(get_recipe("onecycle"), cifar10_root, CPU)
+    assert data.classes[0] == "airplane"
+    for part, size in ((data.train, 5000), (data.test, 1000)):
+        assert part.tensors[1].bincount().tolist() == [size] * 10
+    pixels = data.train.tensors[0].double() / 255
+    assert pixels.mean((0, 2, 3)).tolist() == pytest.approx(utils.MEAN, abs=1e-3)
+    assert pixels.std((0, 2, 3)).tolist() == pytest.approx(utils.STD, abs=1e-3)
