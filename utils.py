@@ -464,6 +464,23 @@ class RandomAffine(nn.Module):
         return moved.round().clamp(0, 255).to(images.dtype)
 
 
+class Normalize(v2.Normalize):
+    """torchvision's normalization, with mean and deviation kept on the device.
+
+    torchvision copies them there for every batch, and on CUDA each copy waits for the device.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        super().__init__(mean, std)
+        self.constants = torch.tensor([mean, std]).view(2, -1, 1, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.constants.device != images.device:
+            self.constants = self.constants.to(images.device)
+        mean, std = self.constants
+        return images.sub(mean).div_(std)
+
+
 def get_train_transforms(recipe: Recipe) -> v2.Compose:
     """Return the augmentation and normalization of a whole batch, each image with its own draw.
 
@@ -486,7 +503,7 @@ def get_test_transforms() -> v2.Compose:
 
 
 def _normalization() -> list[nn.Module]:
-    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+    return [v2.ToDtype(torch.float32, scale=True), Normalize(MEAN, STD)]
 
 
 class BatchIndices(Sampler):

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 from torch.nn import functional as F
+from torchvision.transforms import v2
 
 import utils
 from conftest import CPU, draw_images, make_dataset, make_run, prepare
@@ -170,6 +171,8 @@ def test_normalization_is_the_formula():
     normalized = utils.get_test_transforms()(images)
     assert normalized.dtype == torch.float32
     torch.testing.assert_close(normalized, (images / 255 - mean) / std)
+    scaled = v2.functional.to_dtype(images, torch.float32, scale=True)
+    assert torch.equal(normalized, v2.functional.normalize(scaled, utils.MEAN, utils.STD))
     assert torch.equal(utils.denormalize(normalized), images)
 
 
@@ -294,25 +297,32 @@ def test_training_updates_the_weights_and_evaluation_changes_nothing():
     assert all(torch.equal(trained[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_a_step_reads_nothing_back_from_the_device(monkeypatch):
+def test_a_step_sends_nothing_to_the_device_and_reads_nothing_back(monkeypatch):
     """On CUDA each of these would wait for the device: only the end of an epoch may do so."""
     waits = []
-    for name in ("item", "cpu", "tolist", "numpy", "__float__", "__int__", "__bool__"):
-        original = getattr(torch.Tensor, name)
 
-        def counting(self, *args, name=name, original=original, **kwargs):
+    def watch(owner, name):
+        original = getattr(owner, name)
+
+        def counting(*args, **options):
             waits.append(name)
-            return original(self, *args, **kwargs)
+            return original(*args, **options)
 
-        monkeypatch.setattr(torch.Tensor, name, counting)
+        monkeypatch.setattr(owner, name, counting)
+
+    for name in ("item", "cpu", "tolist", "numpy", "__float__", "__int__", "__bool__"):
+        watch(torch.Tensor, name)
+    for name in ("tensor", "as_tensor", "from_numpy"):
+        watch(torch, name)
 
     def count(images):
-        model, train_loader, _, *rest = prepare(make_run(batch_size=16), make_dataset(images))
+        run = make_run(batch_size=16, rotation=5, resize=0.1)
+        model, train_loader, _, *rest = prepare(run, make_dataset(images))
         waits.clear()
         utils.train(model, train_loader, *rest)
         return len(waits)
 
-    assert count(32) == count(96)  # 2 steps and 6
+    assert count(32) == count(96) > 0  # 2 steps and 6
 
 
 @norms
