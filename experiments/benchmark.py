@@ -154,17 +154,17 @@ KINDS: dict[str, Callable[[str], Run]] = {
 def serve(kind: str, norm: str, connection) -> None:
     """Answer a number of steps with their seconds; answer 0 with the peak memory in GiB, and end.
 
-    The memory is the process's (on CUDA the GPU's), with that of its largest worker for each.
+    The memory is that of this process, without a loader's workers; on CUDA it is the GPU's.
     """
     device, run = utils.get_device(), KINDS[kind](norm)
     run(WARMUP)
     while steps := connection.recv():
         run(WARMUP)
         connection.send(measure(run, steps, device))
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if device.type == "cuda":
-        own = torch.cuda.max_memory_allocated() / 2**30
-    connection.send(own)
+        peak = torch.cuda.max_memory_allocated() / 2**30
+    connection.send(peak)
 
 
 def measure(run: Run, steps: int, device: torch.device) -> float:
@@ -186,6 +186,7 @@ def measure_norm(norm: str, steps: int, repeats: int) -> dict[str, tuple[list[fl
         pipes[kind], theirs = spawn.Pipe()
         processes.append(spawn.Process(target=serve, args=(kind, norm, theirs)))
         processes[-1].start()
+        theirs.close()  # so that a process that fails ends the wait for it
     times = {kind: [] for kind in KINDS}
     for _ in range(repeats):
         for kind, pipe in pipes.items():
@@ -196,7 +197,6 @@ def measure_norm(norm: str, steps: int, repeats: int) -> dict[str, tuple[list[fl
         pipe.send(0)
         memory[kind] = pipe.recv()
     for process in processes:
-        process.terminate()  # a loader's workers would else be waited for
         process.join()
     return {kind: (times[kind], memory[kind]) for kind in KINDS}
 
@@ -226,8 +226,8 @@ def make_ratios(norm: str, measured: dict[str, tuple[list[float], float]]) -> st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=20, help="steps a measurement (default 20)")
-    parser.add_argument("--repeats", type=int, default=5, help="measurements each (default 5)")
+    parser.add_argument("--steps", type=int, default=10, help="steps a measurement (default 10)")
+    parser.add_argument("--repeats", type=int, default=9, help="measurements each (default 9)")
     arguments = parser.parse_args()
     measured = {}
     for norm in ("bn", "gn", "ln"):
