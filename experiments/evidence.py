@@ -49,8 +49,9 @@ def make_table(results: dict) -> str:
 
 def renew(text: str, name: str, content: str) -> str:
     """Return `text` with what stands between the markers of `name` replaced by `content`."""
-    pattern = rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)"
-    renewed, count = re.subn(pattern, lambda m: m[1] + content + "\n" + m[2], text, flags=re.DOTALL)
+    pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+    lines = f"\n{content}\n\n"
+    renewed, count = re.subn(pattern, lambda m: m[1] + lines + m[2], text, flags=re.DOTALL)
     if count != 1:
         raise ValueError(f"the text has {count} places marked <!-- {name} -->, but must have one")
     return renewed
