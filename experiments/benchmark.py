@@ -226,8 +226,8 @@ def make_ratios(norm: str, measured: dict[str, tuple[list[float], float]]) -> st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=10, help="steps a measurement (default 10)")
-    parser.add_argument("--repeats", type=int, default=9, help="measurements each (default 9)")
+    parser.add_argument("--steps", type=int, default=20, help="steps a measurement (default 20)")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements each (default 5)")
     arguments = parser.parse_args()
     measured = {}
     for norm in ("bn", "gn", "ln"):
