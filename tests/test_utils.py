@@ -212,28 +212,32 @@ def test_a_loader_gives_every_image_once_an_epoch_with_its_label():
     assert not torch.equal(first[0][1], second[0][1])
 
 
-def test_a_loader_without_shuffle_keeps_the_order_and_chance_out():
+def test_a_loader_without_shuffle_keeps_order_and_images():
     dataset = make_dataset(70)
     loader = utils.get_loader(dataset, utils.get_test_transforms(), 32)
-    state = torch.get_rng_state()
     images = torch.cat([images for images, _ in loader])
-    torch.set_rng_state(state)
     assert torch.equal(utils.denormalize(images), dataset.tensors[0])
 
 
 # --- Training and evaluation
 
 
-def test_onecycle_rises_to_its_peak_and_falls_to_almost_nothing():
-    recipe = get_recipe("onecycle")
+def get_rates(recipe, steps_per_epoch):
+    """Return the learning rate of every step of a run."""
     optimizer = utils.get_optimizer(torch.nn.Linear(1, 1), recipe)
-    scheduler = utils.get_scheduler(optimizer, recipe, 391)
+    scheduler = utils.get_scheduler(optimizer, recipe, steps_per_epoch)
     rates = []
-    for _ in range(20 * 391):
+    for _ in range(recipe.epochs * steps_per_epoch):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    peak = recipe.lr
+    return rates
+
+
+def test_onecycle_rises_to_its_peak_and_falls_to_almost_nothing():
+    recipe = get_recipe("onecycle")
+    rates, peak = get_rates(recipe, 391), recipe.lr
+    assert len(rates) == 20 * 391
     assert rates[0] == pytest.approx(peak / 10)
     assert max(rates) == pytest.approx(peak, rel=1e-3)
     assert rates.index(max(rates)) == pytest.approx(0.2 * 20 * 391, abs=2)
@@ -242,16 +246,9 @@ def test_onecycle_rises_to_its_peak_and_falls_to_almost_nothing():
 
 
 def test_the_reference_schedule_drops_by_ten_every_six_epochs():
-    recipe = get_recipe("reference")
-    optimizer = utils.get_optimizer(torch.nn.Linear(1, 1), recipe)
-    scheduler = utils.get_scheduler(optimizer, recipe, 3)
-    rates = []
-    for step in range(20 * 3):
-        if step % 3 == 0:
-            rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    assert rates == pytest.approx([0.04] * 6 + [0.004] * 6 + [4e-4] * 6 + [4e-5] * 2)
+    rates = get_rates(get_recipe("reference"), 3)
+    epochs = [0.04] * 6 + [0.004] * 6 + [4e-4] * 6 + [4e-5] * 2
+    assert rates == pytest.approx([rate for rate in epochs for _ in range(3)])
 
 
 def test_the_optimizer_is_the_recipe_s_sgd():
