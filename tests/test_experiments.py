@@ -1,9 +1,21 @@
-"""The benchmark measures what it says; no test asserts a time."""
+"""The experiments around the notebooks: each measures and runs what it says."""
 
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+
+import nbformat
 import pytest
 import torch
 
 import benchmark
+import replicate
+import tune
+import utils
+from conftest import ROOT, make_run
+
+# The benchmark; no test asserts a time.
 
 
 @pytest.mark.parametrize("kind", benchmark.KINDS)
@@ -28,3 +40,109 @@ def test_the_ratios_are_of_medians_and_against_the_faster_textbook_loop():
     assert benchmark.make_ratios("bn", measured) == "| bn | 4.00 | 0.95 | 0.060 |"
     row = benchmark.make_rows("bn", measured)[2]
     assert row == "| bn | ours | 20.0 (20.0 to 50.0) | 6,400 | 7.8 | 1.00 |"
+
+
+# The replication.
+
+
+def test_two_seeds_run_at_a_time_each_as_its_own_notebook(tmp_path):
+    command = [sys.executable, ROOT / "experiments" / "replicate.py", "--norms", "ln"]
+    command += ["--recipes", "smoke", "--seeds", "2", "3", "--processes", "2", "--keep", tmp_path]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert said.stdout.startswith("0 of 2 runs are in results/ already.")
+    trained = []
+    for seed in (2, 3):
+        assert f"smoke-ln-seed{seed} is done" in said.stdout + said.stderr
+        notebook = nbformat.read(tmp_path / f"smoke-ln-seed{seed}.ipynb", 4)
+        text = json.dumps(notebook)
+        assert f"| ln | recipe smoke | seed {seed}: " in text
+        assert "1 CPU threads" in text
+        trained += [cell for cell in notebook.cells if "utils.fit(" in cell.source]
+    assert trained[0].outputs[1] != trained[1].outputs[1], "the seed changed nothing"
+
+
+def test_a_run_whose_result_is_there_is_done(tmp_path):
+    run = make_run()
+    path = tmp_path / f"{run.name}.json"
+    assert not replicate.is_done(run, tmp_path)
+    path.write_text(json.dumps({**asdict(run), "history": {}}))
+    assert replicate.is_done(run, tmp_path)
+    with pytest.raises(ValueError, match="onecycle-bn-seed1.json is of other hyperparameters"):
+        replicate.is_done(make_run(lr=0.3), tmp_path)
+    path.write_text("half of it")
+    with pytest.raises(ValueError, match="is not the result of a run"):
+        replicate.is_done(run, tmp_path)
+
+
+def divide(a, b):
+    return f"{a / b}"
+
+
+def test_a_job_that_fails_stops_no_other(capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("CIFAR10_ROOT", "data")
+    failures = replicate.run_all(divide, [(1, 0), (6, 4)], processes=1, threads=1)
+    assert [type(error) for error in failures] == [ZeroDivisionError]
+    assert "1.5" in "".join(capsys.readouterr())
+
+
+def test_a_run_that_fails_says_which_and_why(monkeypatch):
+    monkeypatch.setenv("RECIPE", "smoke")
+    run = make_run(name="none")
+    with pytest.raises(RuntimeError, match="none-bn-seed1 failed: ValueError: RECIPE is 'none'"):
+        replicate.run_notebook(run)
+
+
+# The search for a recipe.
+
+
+def test_the_held_out_images_are_training_images_that_are_not_trained_on():
+    numbers = torch.arange(50_000)
+    trained_on, held_out = tune.hold_out(torch.utils.data.TensorDataset(numbers), tune.HELD_OUT)
+    assert (len(trained_on), len(held_out)) == (45_000, 5_000)
+    assert torch.cat([trained_on.tensors[0], held_out.tensors[0]]).sort().values.equal(numbers)
+    again = tune.hold_out(torch.utils.data.TensorDataset(numbers), tune.HELD_OUT)[1]
+    assert held_out.tensors[0].equal(again.tensors[0])
+
+
+def test_a_trial_writes_its_accuracy_on_held_out_images_and_sees_no_test_image(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tune, "ROOT", tmp_path)
+    monkeypatch.setattr(tune, "HELD_OUT", 200)
+    data = utils.draw_gratings()
+    without_test = utils.Data(data.classes, data.train, None)
+    monkeypatch.setattr(utils, "get_data", lambda *_: without_test)
+    run = make_run("smoke", "gn", 3, name="trial", epochs=2)
+    said = tune.run_trial(run, tmp_path / "tuning")
+    path = tmp_path / "tuning" / "trial-gn-seed3.json"
+    result = json.loads(path.read_text())
+    assert (result["data"]["train_size"], result["data"]["validation_size"]) == (1800, 200)
+    assert result["recipe"] == asdict(run.recipe)
+    accuracies = result["history"]["validation_acc"]
+    assert len(accuracies) == 2
+    assert said == f"trial-gn-seed3: {accuracies[-1]:.2f} %"
+    assert replicate.is_done(run, path.parent)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_every_trial_changes_what_it_says_and_is_a_valid_recipe():
+    for trial, changes in tune.TRIALS.items():
+        recipe = asdict(tune.make_run(trial, "bn", 1).recipe)
+        start = asdict(tune.START) | {"name": trial}
+        assert {key for key in recipe if recipe[key] != start[key]} == set(changes)
+
+
+def test_the_trials_are_listed_by_their_mean_over_the_norms():
+    accuracy = {"start": (80, 81, 82), "lr-0.2": (83, 83, 83), "crop-1": (99, None, None)}
+    results = {
+        (trial, norm, 1): {"history": {"validation_acc": [0.0, value]}}
+        for trial, values in accuracy.items()
+        for norm, value in zip(("bn", "gn", "ln"), values, strict=True)
+        if value is not None
+    }
+    assert tune.make_table(results).split("\n")[2:] == [
+        "| `lr` 0.2 | 83.00 | 83.00 | 83.00 | 83.00 |",
+        "| nothing | 80.00 | 81.00 | 82.00 | 81.00 |",
+        "| `crop` 1 | 99.00 |  |  |  |",
+    ]

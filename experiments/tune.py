@@ -1,0 +1,162 @@
+"""Compare hyperparameters on images held out of the training set; the test set plays no part.
+
+    python experiments/tune.py --trials start lr-0.05 --norms bn gn ln
+
+Each trial trains on 45,000 of the training images, in one process with one thread, and is judged
+by the other 5,000 at the end of its last epoch. Its JSON goes to results/tuning/, and a trial that
+has one is skipped; one that was cut off goes on. At the end all of them are printed as a table.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch.utils.data import TensorDataset
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import utils  # noqa: E402
+from evidence import NAMES, load_results  # noqa: E402
+from models import Session8Net  # noqa: E402
+from replicate import is_done, run_all  # noqa: E402
+
+HELD_OUT = 5_000  # images
+FOLDER = ROOT / "results" / "tuning"
+
+# What the search starts from, and what each trial changes in it.
+START = replace(
+    utils.get_recipe("onecycle"),
+    batch_size=128,
+    lr=0.1,
+    momentum=0.9,
+    weight_decay=5e-4,
+    warmup=0.2,
+    start_factor=0.1,
+    crop=2,
+    rotation=0.0,
+    resize=0.0,
+    flip=0.5,
+)
+TRIALS = {
+    "start": {},
+    "lr-0.05": {"lr": 0.05},
+    "lr-0.2": {"lr": 0.2},
+    "decay-1e-3": {"weight_decay": 1e-3},
+    "decay-2e-4": {"weight_decay": 2e-4},
+    "batch-64": {"batch_size": 64, "lr": 0.05},
+    "batch-64-lr-0.1": {"batch_size": 64},
+    "warmup-0.1": {"warmup": 0.1},
+    "warmup-0.4": {"warmup": 0.4},
+    "crop-1": {"crop": 1},
+    "crop-3": {"crop": 3},
+    "momentum-0.95": {"momentum": 0.95, "lr": 0.05},
+    "affine": {"rotation": 3.0, "resize": 0.05},
+}
+
+
+def make_run(trial: str, norm: str, seed: int) -> utils.Run:
+    """Return the run of that trial, whose recipe has the trial's name."""
+    return utils.Run(replace(START, name=trial, **TRIALS[trial]), norm, seed)
+
+
+def hold_out(dataset: TensorDataset, size: int) -> tuple[TensorDataset, TensorDataset]:
+    """Split a data set into the images to train on and `size` others; always the same ones."""
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
+    return TensorDataset(*dataset[order[size:]]), TensorDataset(*dataset[order[:size]])
+
+
+def run_trial(run: utils.Run, folder: Path = FOLDER) -> str:
+    """Train, judge by the held-out images, write the JSON, and return a line that says the outcome.
+
+    The JSON is that of a notebook's result, without predictions and with `validation_` for `test_`.
+    """
+    recipe, device = run.recipe, utils.get_device()
+    data = utils.get_data(recipe, os.environ.get("CIFAR10_ROOT", ROOT / "data"), device)
+    trained_on, held_out = hold_out(data.train, HELD_OUT)
+    transforms = utils.get_train_transforms(recipe)
+    train_loader = utils.get_loader(trained_on, transforms, recipe.batch_size, shuffle=True)
+    loader = utils.get_loader(held_out, utils.get_test_transforms(), recipe.batch_size)
+    utils.set_seed(run.seed)
+    model = Session8Net(run.norm, dropout=recipe.dropout)
+    model = model.to(device, memory_format=utils.get_memory_format(run.norm))
+    optimizer = utils.get_optimizer(model, recipe)
+    scheduler = utils.get_scheduler(optimizer, recipe, len(train_loader))
+    parts = (model, train_loader, loader, optimizer, scheduler, utils.get_loss(recipe))
+    with contextlib.redirect_stdout(io.StringIO()):  # trials that run together would mix lines
+        history = utils.fit(run, *parts, folder=ROOT / "checkpoints" / "tuning")
+    result = {
+        **asdict(run),
+        "data": {
+            "name": recipe.data,
+            "train_size": len(trained_on),
+            "validation_size": len(held_out),
+        },
+        "history": {key.replace("test_", "validation_"): value for key, value in history.items()},
+        "environment": utils.get_environment(device),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f".{run.name}.part"
+    part.write_text(json.dumps(result, indent=1) + "\n")
+    part.replace(folder / f"{run.name}.json")  # whole or not at all
+    utils.get_checkpoint_path(run, ROOT / "checkpoints" / "tuning").unlink(missing_ok=True)
+    return f"{run.name}: {result['history']['validation_acc'][-1]:.2f} %"
+
+
+def make_table(results: Mapping[tuple[str, str, int], dict]) -> str:
+    """Return final accuracy on the held-out images by trial and norm, best mean first (Markdown).
+
+    A number is the mean over the seeds there are. A trial that lacks a norm has no mean, and
+    stands at the end.
+    """
+    rows = []
+    for trial, changes in TRIALS.items():
+        means = []
+        for norm in NAMES:
+            found = [r for (name, n, _), r in results.items() if (name, n) == (trial, norm)]
+            accuracies = [r["history"]["validation_acc"][-1] for r in found]
+            means.append(statistics.mean(accuracies) if accuracies else None)
+        if any(means):
+            mean = None if None in means else statistics.mean(means)
+            said = ", ".join(f"`{key}` {value:g}" for key, value in changes.items()) or "nothing"
+            numbers = ["" if value is None else f"{value:.2f}" for value in (*means, mean)]
+            rows.append((mean or 0, f"| {said} | " + " | ".join(numbers) + " |"))
+    header = f"| changed | {' | '.join(NAMES)} | mean |\n| --- |" + " ---: |" * (len(NAMES) + 1)
+    return "\n".join([header, *(row for _, row in sorted(rows, key=lambda row: -row[0]))])
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--trials", nargs="+", choices=TRIALS, default=list(TRIALS))
+    parser.add_argument("--norms", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--seeds", nargs="+", type=utils.get_seed, default=[1])
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="trials at a time")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    options = parse()
+    runs = [
+        make_run(trial, norm, seed)
+        for seed in options.seeds
+        for trial in options.trials
+        for norm in options.norms
+    ]
+    jobs = [(run,) for run in runs if not is_done(run, FOLDER)]
+    failures = run_all(run_trial, jobs, options.processes, threads=1)
+    print(make_table(load_results(FOLDER)))
+    if failures:
+        sys.exit(f"{len(failures)} of {len(jobs)} trials failed; run this again to go on with them")
+
+
+if __name__ == "__main__":
+    main()
