@@ -1,46 +1,94 @@
 """The README tells the truth: its numbers, its commands, its files."""
 
+import os
 import re
+import subprocess
 
 import pytest
 import torch
 
 import evidence
+import replicate
+import tune
 import utils
 from conftest import NOTEBOOKS, ROOT
 
 README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"```sh\n(.*?)\n```", README, re.DOTALL)
+FINDINGS = " ".join(README.split("\n## Findings\n")[1].split("\n## ")[0].split())
 RESULTS = evidence.load_results(ROOT / "results")
 NAMES = [(recipe, norm, 1) for recipe in ("onecycle", "reference") for norm in NOTEBOOKS]
 
 
-def test_the_table_is_made_from_the_results():
+def test_the_tables_are_made_from_the_results():
     assert evidence.renew(README, "results", evidence.make_table(RESULTS)) == README
+    assert evidence.renew(README, "architecture", evidence.make_architecture()) == README
+
+
+def test_the_statistics_are_made_from_the_results():
+    pytest.importorskip("scipy", reason="needs experiments/requirements.txt")
+    assert evidence.renew(README, "seeds", evidence.make_seeds(RESULTS)) == README
+    assert evidence.renew(README, "differences", evidence.make_differences(RESULTS)) == README
+
+
+@pytest.mark.cifar10
+def test_mcnemars_table_is_made_from_the_results(cifar10_root):
+    pytest.importorskip("scipy", reason="needs experiments/requirements.txt")
+    labels = utils.load_cifar10(cifar10_root).test.tensors[1].tolist()
+    assert evidence.renew(README, "mcnemar", evidence.make_mcnemar(RESULTS, labels)) == README
+    older = evidence.load_results(ROOT / "results" / "bfloat16")
+    for norm in ("gn", "ln"):
+        hits = [
+            [int(digit) == label for digit, label in zip(digits, labels, strict=True)]
+            for digits in (r["reference", norm, 1]["test_predictions"] for r in (RESULTS, older))
+        ]
+        assert evidence.compare_pairs(*hits)[2] < 0.001
+
+
+def test_the_finding_on_the_lead_is_what_mcnemars_table_says():
+    rows = re.findall(r"^\| `(\w+)` \| (\w\w, \w\w) \| (\d+) \| (\d+) \| (.+) \|$", README, re.M)
+    told_apart = {row[:2] for row in rows if float(row[4].strip("< ")) < 0.05}
+    assert told_apart == {("reference", "bn, gn"), ("reference", "bn, ln")}
+    assert all(int(row[2]) > int(row[3]) for row in rows if row[:2] in told_apart)
+    assert len(rows) == 6
+
+
+def get_finals(results, recipe):
+    """Return the final (train, test) accuracies of bn, gn and ln, seed 1."""
+    return [evidence.get_accuracy(results[recipe, norm, 1]) for norm in NOTEBOOKS]
 
 
 def test_the_findings_numbers_are_those_of_the_results():
-    findings = " ".join(README.split("\n## Findings\n")[1].split("\n## ")[0].split())
-    accuracy = {name: evidence.get_accuracy(RESULTS[name]) for name in NAMES}
-    ours, reference = (
-        [accuracy[recipe, norm, 1] for norm in NOTEBOOKS] for recipe in ("onecycle", "reference")
-    )
+    ours, reference = (get_finals(RESULTS, recipe) for recipe in evidence.RECIPES)
+    bfloat16 = get_finals(evidence.load_results(ROOT / "results" / "bfloat16"), "reference")
     published = evidence.PUBLISHED.values()
-    below = [b[1] - a[1] for a, b in zip(reference, published, strict=True)]
-    gains = [a[1] - b[1] for a, b in zip(ours, reference, strict=True)]
+    from_published, bfloat16_from_published, gains = (
+        [a[1] - b[1] for a, b in zip(runs, others, strict=True)]
+        for runs, others in ((reference, published), (bfloat16, published), (ours, reference))
+    )
     gaps = [train - test for train, test in ours]
     apart = [max(t for _, t in runs) - min(t for _, t in runs) for runs in (ours, reference)]
-    assert "end {:.1f}, {:.1f} and {:.1f} points (bn, gn, ln) below".format(*below) in findings
-    assert "ends {:.1f}, {:.1f} and {:.1f} points above `reference`".format(*gains) in findings
-    assert "lie {:.1f} points apart with `onecycle` and {:.1f} with".format(*apart) in findings
-    assert "ends {:.1f}, {:.1f} and {:.1f} points above test".format(*gaps) in findings
+    three = "{:+.1f}, {:+.1f} and {:+.1f} points"
+    assert f"end {three.format(*from_published)} (bn, gn, ln) from" in FINDINGS
+    assert f"bfloat16 they ended {three.format(*bfloat16_from_published)} from" in FINDINGS
+    assert "ends {:.1f}, {:.1f} and {:.1f} points above `reference`".format(*gains) in FINDINGS
+    assert "lie {:.1f} points apart with `onecycle` and {:.1f} with".format(*apart) in FINDINGS
+    assert "ends {:.1f}, {:.1f} and {:.1f} points above test".format(*gaps) in FINDINGS
 
 
-def test_no_accuracy_in_the_text_is_from_elsewhere():
-    measured = [value for result in RESULTS.values() for value in evidence.get_accuracy(result)]
-    known = [value for pair in evidence.PUBLISHED.values() for value in pair] + measured
-    quoted = re.findall(r"\b\d\d\.\d\d\b", README)
-    assert len(quoted) >= 18
-    assert set(quoted) <= {f"{value:.2f}" for value in known}
+def test_the_precisions_are_those_that_the_readme_names():
+    precisions = {
+        recipe: {RESULTS[recipe, norm, 1]["environment"]["precision"] for norm in NOTEBOOKS}
+        for recipe in evidence.RECIPES
+    }
+    assert precisions == {"onecycle": {"bfloat16"}, "reference": {"float32"}}
+    assert "`onecycle` ran in bfloat16 and `reference` in float32" in " ".join(README.split())
+
+
+def test_accuracies_stand_only_in_the_tables_that_are_made_from_the_results():
+    text = re.sub(r"<!-- (\w+) -->.*?<!-- /\1 -->", "", README, flags=re.DOTALL)
+    assert len(text) < len(README)
+    assert re.findall(r"\b[5-9]\d\.\d\d\b", text) == []
 
 
 def test_markers_that_are_missing_are_an_error():
@@ -67,15 +115,39 @@ def test_onecycle_reaches_what_is_expected_of_it(norm):
 
 
 def test_the_commands_are_there_and_ci_runs_the_one_for_the_tests():
-    commands = re.findall(r"```sh\n(.*?)\n```", README, re.DOTALL)
     setup = "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt && "
-    assert [command.startswith(setup) for command in commands] == [True, True, False]
-    run, test, benchmark = (command.removeprefix(setup) for command in commands)
-    assert (ROOT / benchmark.removeprefix(".venv/bin/python ")).is_file()
+    run, test = (command.removeprefix(setup) for command in COMMANDS if command.startswith(setup))
     assert run.startswith(".venv/bin/jupyter nbconvert --to notebook --execute --inplace ")
     assert ROOT / run.split()[-1] in NOTEBOOKS.values()
     assert test == ".venv/bin/pytest"
     assert "grep -m 1 'bin/pytest$' README.md" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_experiments_take_the_options_that_are_shown():
+    shown = re.findall(r"\.venv/bin/python experiments/(\w+)\.py(.*)", "\n".join(COMMANDS))
+    parsers = {"replicate": replicate.parse, "tune": tune.parse}
+    for name, options in shown:
+        assert (ROOT / "experiments" / f"{name}.py").is_file()
+        if name in parsers and "$" not in options:
+            parsers[name](options.split())  # SystemExit for an unknown one
+        elif name not in parsers:
+            assert options == ""
+    assert {name for name, _ in shown} == {"replicate", "tune", "evidence", "benchmark"}
+
+
+def test_the_scheduler_gets_all_runs_one_a_job(tmp_path):
+    command = next(command for command in COMMANDS if "sbatch" in command)
+    stub = tmp_path / "sbatch"  # prints what each job of the array would run
+    stub.write_text('#!/bin/sh\nfor SLURM_ARRAY_TASK_ID in 1 2 3 4 5; do eval "echo $3"; done\n')
+    stub.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    jobs = subprocess.run(
+        ["sh", "-c", command], env={"PATH": path}, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    runs = [replicate.parse(job.split("replicate.py ")[1].split()) for job in jobs]
+    assert all(len(run.norms) == len(run.recipes) == len(run.seeds) == 1 for run in runs)
+    assert "--array=1-5 --wrap " in command
+    assert len({(*run.norms, *run.recipes, *run.seeds) for run in runs}) == 30
 
 
 def test_every_link_and_image_leads_to_a_file():
