@@ -86,6 +86,12 @@ def get_interval(values: Sequence[float]) -> float:
     return float(quantile * statistics.stdev(values) / math.sqrt(len(values)))
 
 
+def get_hits(result: dict, labels: Sequence[int]) -> list[bool]:
+    """Return which test images the run's final network has right."""
+    digits = result["test_predictions"]
+    return [int(digit) == label for digit, label in zip(digits, labels, strict=True)]
+
+
 def compare_pairs(one: Sequence[bool], other: Sequence[bool]) -> tuple[int, int, float]:
     """Return McNemar's exact test (1947) of two networks' hits on the same images.
 
@@ -164,10 +170,7 @@ def make_mcnemar(results: Results, labels: Sequence[int]) -> str:
     rows = []
     for recipe in RECIPES:
         for one, other in combinations(NAMES, 2):
-            hits = [
-                [int(digit) == label for digit, label in zip(digits, labels, strict=True)]
-                for digits in (results[recipe, n, 1]["test_predictions"] for n in (one, other))
-            ]
+            hits = (get_hits(results[recipe, norm, 1], labels) for norm in (one, other))
             only_one, only_other, p = compare_pairs(*hits)
             row = [f"`{recipe}`", f"{one}, {other}", str(only_one), str(only_other)]
             rows.append([*row, f"{p:.3f}" if p >= 0.001 else "< 0.001"])

@@ -91,8 +91,9 @@ def run_trial(run: utils.Run, folder: Path = FOLDER) -> str:
     optimizer = utils.get_optimizer(model, recipe)
     scheduler = utils.get_scheduler(optimizer, recipe, len(train_loader))
     parts = (model, train_loader, loader, optimizer, scheduler, utils.get_loss(recipe))
+    checkpoints = ROOT / "checkpoints" / "tuning"
     with contextlib.redirect_stdout(io.StringIO()):  # trials that run together would mix lines
-        history = utils.fit(run, *parts, folder=ROOT / "checkpoints" / "tuning")
+        history = utils.fit(run, *parts, folder=checkpoints)
     result = {
         **asdict(run),
         "data": {
@@ -107,7 +108,7 @@ def run_trial(run: utils.Run, folder: Path = FOLDER) -> str:
     part = folder / f".{run.name}.part"
     part.write_text(json.dumps(result, indent=1) + "\n")
     part.replace(folder / f"{run.name}.json")  # whole or not at all
-    utils.get_checkpoint_path(run, ROOT / "checkpoints" / "tuning").unlink(missing_ok=True)
+    utils.get_checkpoint_path(run, checkpoints).unlink(missing_ok=True)
     return f"{run.name}: {result['history']['validation_acc'][-1]:.2f} %"
 
 

@@ -38,10 +38,8 @@ def test_mcnemars_table_is_made_from_the_results(cifar10_root):
     assert evidence.renew(README, "mcnemar", evidence.make_mcnemar(RESULTS, labels)) == README
     older = evidence.load_results(ROOT / "results" / "bfloat16")
     for norm in ("gn", "ln"):
-        hits = [
-            [int(digit) == label for digit, label in zip(digits, labels, strict=True)]
-            for digits in (r["reference", norm, 1]["test_predictions"] for r in (RESULTS, older))
-        ]
+        runs = (results["reference", norm, 1] for results in (RESULTS, older))
+        hits = (evidence.get_hits(run, labels) for run in runs)
         assert evidence.compare_pairs(*hits)[2] < 0.001
 
 
@@ -88,7 +86,7 @@ def test_the_precisions_are_those_that_the_readme_names():
 def test_accuracies_stand_only_in_the_tables_that_are_made_from_the_results():
     text = re.sub(r"<!-- (\w+) -->.*?<!-- /\1 -->", "", README, flags=re.DOTALL)
     assert len(text) < len(README)
-    assert re.findall(r"\b[5-9]\d\.\d\d\b", text) == []
+    assert re.findall(r"\b\d\d\.\d\d\b", text) == []
 
 
 def test_markers_that_are_missing_are_an_error():
