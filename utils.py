@@ -181,9 +181,10 @@ def get_device_name(device: torch.device) -> str:
     return _cpu_capabilities().get("cpu_name") or platform.machine()
 
 
-def get_memory_format(norm: str) -> torch.memory_format:
-    """Return the faster memory format: GroupNorm with groups is slow in channels_last on a CPU."""
-    return torch.contiguous_format if norm == "gn" else torch.channels_last
+def get_memory_format(norm: str, device: torch.device) -> torch.memory_format:
+    """Return the faster memory format: GroupNorm with groups is slow in bfloat16 channels_last."""
+    slow = norm == "gn" and get_precision(device) == torch.bfloat16
+    return torch.contiguous_format if slow else torch.channels_last
 
 
 # --- Progress ------------------------------------------------------------------------------------
@@ -887,25 +888,43 @@ def post_display(
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
+    if not captions:
+        figure.set_figheight(0.5)  # the title alone
     for axis, image, caption in zip(axes, images.cpu(), captions, strict=False):
         axis.imshow(image.permute(1, 2, 0).numpy())
         axis.set_title(caption, fontsize=10)
     return figure
 
 
-def post_accuracyplots(history: Mapping[str, Sequence[float]], title: str) -> Figure:
-    """Return a Figure of a history's loss and accuracy by epoch, train and test in one pair."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+# The same everywhere; told apart by colour-blind eyes (Okabe and Ito 2008) and in grey print.
+STYLES = {
+    "bn": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
+    "gn": {"color": "#E69F00", "linestyle": "--", "marker": "s"},
+    "ln": {"color": "#009E73", "linestyle": "-.", "marker": "^"},
+}
+
+
+def post_accuracyplots(history: Mapping[str, Sequence[float]], title: str, norm: str) -> Figure:
+    """Return a Figure of a history's loss, accuracy and learning rate by epoch.
+
+    Train and test share a pair of axes; the test curve has the colour of `norm`.
+    """
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
     figure.suptitle(title)
-    panels = (("loss", "mean negative log likelihood"), ("acc", "accuracy (%)"))
-    for axis, (key, label) in zip(figure.subplots(1, 2), panels, strict=True):
-        epochs = range(1, len(history["lr"]) + 1)
-        axis.plot(epochs, history[f"train_{key}"], "--", color="tab:gray", label="train")
-        axis.plot(epochs, history[f"test_{key}"], "-", color="tab:blue", label="test")
-        axis.set(xlabel="epoch", ylabel=label)
+    axes = figure.subplot_mosaic([["loss", "acc"], ["lr", "acc"]], height_ratios=[3, 1])
+    epochs = range(1, len(history["lr"]) + 1)
+    for key, label in (("loss", "mean negative log likelihood"), ("acc", "accuracy (%)")):
+        train, test, color = history[f"train_{key}"], history[f"test_{key}"], STYLES[norm]["color"]
+        axes[key].plot(epochs, train, "--", color="black", linewidth=1, label="train")
+        axes[key].plot(epochs, test, "-", color=color, linewidth=2, label="test")
+        axes[key].set_ylabel(label)
+        axes[key].legend()
+    axes["lr"].plot(epochs, history["lr"], ".-", color="dimgray", linewidth=1)
+    axes["lr"].set(ylabel="learning rate", ylim=(0, None))
+    for axis in axes.values():
+        axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
-        axis.legend()
     return figure
 
 
@@ -915,19 +934,85 @@ def post_misclassified(
     classes: Sequence[str],
     title: str,
     count: int = 10,
+    most_confident: bool = False,
 ) -> Figure:
     """Return a Figure of the first `count` images whose prediction is wrong.
 
     `prediction` is log-probabilities (N, 10) in the order of `dataset`. Each caption gives the true
-    class, the predicted class and the probability that the network gave it.
+    class, the predicted class and the probability that the network gave it. With `most_confident`
+    they are those to which it gave the highest, instead of the first.
     """
     images, labels = dataset.tensors
     probability, predicted = prediction.exp().max(dim=1)
-    wrong = (predicted != labels).nonzero().flatten()[:count]
+    wrong = (predicted != labels).nonzero().flatten()
+    if most_confident:
+        wrong = wrong[probability[wrong].argsort(descending=True, stable=True)]
+    wrong = wrong[:count]
     captions = [
-        f"true: {classes[labels[i]]}\npredicted: {classes[predicted[i]]} ({probability[i]:.0%})"
+        f"true: {classes[labels[i]]}\npredicted: {classes[predicted[i]]} ({probability[i]:.1%})"
         for i in wrong.tolist()
     ]
     return post_display(
         images[wrong], captions, title if captions else f"{title} (none)", columns=5
     )
+
+
+def post_confusion(
+    prediction: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], title: str
+) -> Figure:
+    """Return a Figure of the confusion matrix, true class by predicted class, and each accuracy.
+
+    `prediction` is log-probabilities (N, 10) of images whose labels are `labels` (N,). A cell is a
+    number of images; a bar is the share of a class's images that are right.
+    """
+    size = len(classes)
+    pairs = (labels * size + prediction.argmax(dim=1)).cpu()
+    counts = torch.bincount(pairs, minlength=size**2).view(size, size)
+    shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    figure.suptitle(title)
+    matrix, bars = figure.subplots(1, 2, width_ratios=[2, 1], sharey=True)
+    matrix.imshow(shares, cmap="Purples", vmin=0, vmax=1, aspect="auto")
+    for row, column in counts.nonzero().tolist():
+        color = "white" if shares[row, column] > 0.5 else "black"
+        text = str(counts[row, column].item())
+        matrix.text(column, row, text, ha="center", va="center", color=color, fontsize=9)
+    matrix.set(xlabel="predicted class", ylabel="true class", yticks=range(size))
+    matrix.set_yticklabels(classes)
+    matrix.set_xticks(range(size), classes, rotation=45, ha="right")
+    accuracies = (100 * shares.diagonal()).tolist()
+    drawn = bars.barh(range(size), accuracies, color=matrix.images[0].cmap(0.6))
+    bars.bar_label(drawn, fmt="%.1f", padding=2, fontsize=9)
+    bars.set(xlabel="accuracy of the class (%)", xlim=(0, 112), xticks=range(0, 101, 25))
+    return figure
+
+
+def post_normalization(
+    activations: Mapping[str, torch.Tensor], title: str, groups: int = 4
+) -> Figure:
+    """Return a Figure of the mean and deviation of every channel of every image, as heat maps.
+
+    `activations` are (N, C, H, W) by name, such as one layer's before and after several norms; each
+    gets a column of two maps, batch x channel. Below it stands how much (standard deviation) the
+    averages of columns, of blocks (an image's channels of one of `groups`) and of rows differ.
+    """
+    figure = Figure(figsize=(10, 5.8), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(2, len(activations), squeeze=False, sharex=True, sharey=True)
+    scales = (
+        {"cmap": "RdBu_r", "vmin": -1.5, "vmax": 1.5},
+        {"cmap": "viridis", "vmin": 0, "vmax": 2},
+    )
+    for column, (name, tensor) in zip(axes.T, activations.items(), strict=True):
+        means, deviations = tensor.mean(dim=(2, 3)).cpu(), tensor.std(dim=(2, 3)).cpu()
+        blocks = means.view(len(means), groups, -1).mean(dim=2)
+        for axis, values, scale in zip(column, (means, deviations), scales, strict=True):
+            axis.imshow(values, aspect="auto", interpolation="nearest", **scale)
+        column[0].set_title(name)
+        evenness = (("columns", means.mean(dim=0)), ("blocks", blocks), ("rows", means.mean(dim=1)))
+        lines = [f"{what} differ by {values.std():.2f}" for what, values in evenness]
+        column[1].set_xlabel("channel\n\naverages of means of\n" + "\n".join(lines))
+    for row, name in zip(axes, ("mean", "standard deviation"), strict=True):
+        row[0].set_ylabel("image of the batch")
+        figure.colorbar(row[0].images[0], ax=row, label=name, extend="both")
+    return figure

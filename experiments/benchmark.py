@@ -138,7 +138,7 @@ def make_floor(norm: str) -> Run:
 def make_model(norm: str, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Return network and optimizer as the notebooks have them."""
     model = Session8Net(norm, dropout=RECIPE.dropout).train()
-    model = model.to(device, memory_format=utils.get_memory_format(norm))
+    model = model.to(device, memory_format=utils.get_memory_format(norm, device))
     return model, utils.get_optimizer(model, RECIPE)
 
 

@@ -25,18 +25,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import utils  # noqa: E402
-from models import Session8Net  # noqa: E402
+from models import Session8Net, get_norm  # noqa: E402
 
 NAMES = {"bn": "Batch", "gn": "Group", "ln": "Layer"}
 RECIPES = ("onecycle", "reference")
 PUBLISHED = {"bn": (81.10, 78.86), "gn": (80.30, 77.88), "ln": (79.91, 76.94)}  # train, test (%)
-
-# Told apart by colour-blind eyes (Okabe and Ito 2008) and in grey print.
-STYLES = {
-    "bn": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
-    "gn": {"color": "#E69F00", "linestyle": "--", "marker": "s"},
-    "ln": {"color": "#009E73", "linestyle": "-.", "marker": "^"},
-}
 
 Results = Mapping[tuple[str, str, int], dict]  # by recipe, norm and seed
 
@@ -242,7 +235,7 @@ def draw_accuracy(results: Results) -> Figure:
             runs = get_runs(results, recipe, norm).values()
             epochs = list(zip(*(run["history"]["test_acc"] for run in runs), strict=True))
             x, means = range(1, len(epochs) + 1), list(map(statistics.mean, epochs))
-            style = {**STYLES[norm], "markersize": 4, "linewidth": 1.8}
+            style = {**utils.STYLES[norm], "markersize": 4, "linewidth": 1.8}
             axis.plot(x, means, label=f"{name}, {count_seeds(runs)}", **style)
             low, high = list(map(min, epochs)), list(map(max, epochs))
             axis.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
@@ -260,7 +253,7 @@ def draw_gaps(results: Results) -> Figure:
         for x, norm in enumerate(NAMES):
             runs = get_runs(results, recipe, norm).values()
             gaps = [train - test for train, test in map(get_accuracy, runs)]
-            style = {key: STYLES[norm][key] for key in ("color", "marker")}
+            style = {key: utils.STYLES[norm][key] for key in ("color", "marker")}
             axis.plot([x] * len(gaps), gaps, linestyle="none", **style)
             axis.hlines(statistics.mean(gaps), x - 0.2, x + 0.2, color=style["color"])
         axis.axhline(0, color="black", linewidth=0.8)
@@ -269,6 +262,18 @@ def draw_gaps(results: Results) -> Figure:
         axis.grid(alpha=0.3, axis="y")
     figure.axes[0].set_ylabel("train minus test accuracy (points)")
     return figure
+
+
+def draw_normalization(data: utils.Data) -> Figure:
+    """Return what each normalization does to the first layer's output, as in the notebooks."""
+    utils.set_seed(1)
+    block = Session8Net("bn").layers.C1
+    images = utils.get_test_transforms()(data.test.tensors[0][:32].cpu())
+    with torch.inference_mode():
+        before = block.relu(block.conv(images))
+        after = {f"after {norm}": get_norm(norm, 16)(before) for norm in NAMES}
+    title = "The first layer's activations (C1, untrained), before and after each normalization"
+    return utils.post_normalization({"before": before, **after}, title)
 
 
 def count_seeds(runs: Sequence) -> str:
@@ -282,22 +287,27 @@ def load_model(result: dict, folder: Path) -> Session8Net:
     model = Session8Net(norm, dropout=recipe["dropout"])
     path = folder / f"{recipe['name']}-{norm}-seed{result['seed']}.pt"
     model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
-    return model.to(utils.get_device(), memory_format=utils.get_memory_format(norm))
+    device = utils.get_device()
+    return model.to(device, memory_format=utils.get_memory_format(norm, device))
 
 
 def draw_figures(results: Results, data: utils.Data, folder: Path) -> None:
     """Draw all figures to `folder`; curves and images are those of `onecycle`, seed 1."""
     draw_accuracy(results).savefig(folder / "accuracy.png", dpi=120)
     draw_gaps(results).savefig(folder / "gaps.png", dpi=120)
+    draw_normalization(data).savefig(folder / "normalization.png", dpi=100)
     loader = utils.get_loader(data.test, utils.get_test_transforms(), 128)
     for norm, name in NAMES.items():
         result = results["onecycle", norm, 1]
         title = f"{name} normalization, recipe onecycle, seed 1"
-        curves = utils.post_accuracyplots(result["history"], title)
+        curves = utils.post_accuracyplots(result["history"], title, norm)
         curves.savefig(folder / f"curves-{norm}.png", dpi=120)
         prediction, _ = utils.predict(load_model(result, ROOT / "results"), loader)
         wrong = utils.post_misclassified(data.test, prediction, data.classes, title)
         wrong.savefig(folder / f"misclassified-{norm}.png", dpi=100)
+        labels = data.test.tensors[1]
+        confusion = utils.post_confusion(prediction, labels, data.classes, title)
+        confusion.savefig(folder / f"confusion-{norm}.png", dpi=100)
 
 
 def main() -> None:

@@ -87,7 +87,7 @@ def run_trial(run: utils.Run, folder: Path = FOLDER) -> str:
     loader = utils.get_loader(held_out, utils.get_test_transforms(), recipe.batch_size)
     utils.set_seed(run.seed)
     model = Session8Net(run.norm, dropout=recipe.dropout)
-    model = model.to(device, memory_format=utils.get_memory_format(run.norm))
+    model = model.to(device, memory_format=utils.get_memory_format(run.norm, device))
     optimizer = utils.get_optimizer(model, recipe)
     scheduler = utils.get_scheduler(optimizer, recipe, len(train_loader))
     parts = (model, train_loader, loader, optimizer, scheduler, utils.get_loss(recipe))

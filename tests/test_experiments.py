@@ -56,7 +56,7 @@ def test_two_seeds_run_at_a_time_each_as_its_own_notebook(tmp_path):
         notebook = nbformat.read(tmp_path / f"smoke-ln-seed{seed}.ipynb", 4)
         text = json.dumps(notebook)
         assert f"| ln | recipe smoke | seed {seed}: " in text
-        assert "1 CPU threads" in text
+        assert "CPU threads: 1\\n" in text
         trained += [cell for cell in notebook.cells if "utils.fit(" in cell.source]
     assert trained[0].outputs[1] != trained[1].outputs[1], "the seed changed nothing"
 
