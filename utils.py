@@ -972,7 +972,7 @@ def post_confusion(
     figure = Figure(figsize=(10, 5), layout="constrained")
     figure.suptitle(title)
     matrix, bars = figure.subplots(1, 2, width_ratios=[2, 1], sharey=True)
-    matrix.imshow(shares, cmap="Purples", vmin=0, vmax=1, aspect="auto")
+    matrix.imshow(shares.numpy(), cmap="Purples", vmin=0, vmax=1, aspect="auto")
     for row, column in counts.nonzero().tolist():
         color = "white" if shares[row, column] > 0.5 else "black"
         text = str(counts[row, column].item())
@@ -1007,7 +1007,7 @@ def post_normalization(
         means, deviations = tensor.mean(dim=(2, 3)).cpu(), tensor.std(dim=(2, 3)).cpu()
         blocks = means.view(len(means), groups, -1).mean(dim=2)
         for axis, values, scale in zip(column, (means, deviations), scales, strict=True):
-            axis.imshow(values, aspect="auto", interpolation="nearest", **scale)
+            axis.imshow(values.numpy(), aspect="auto", interpolation="nearest", **scale)
         column[0].set_title(name)
         evenness = (("columns", means.mean(dim=0)), ("blocks", blocks), ("rows", means.mean(dim=1)))
         lines = [f"{what} differ by {values.std():.2f}" for what, values in evenness]

@@ -92,12 +92,6 @@ def test_the_figures_show_the_results_and_how_many_seeds_there_are(seeds):
     assert all(axis.get_xlabel() or axis.get_xticklabels() for axis in figure.axes)
 
 
-def test_the_norms_are_told_apart_in_grey_too():
-    styles = evidence.STYLES.values()
-    for key in ("color", "linestyle", "marker"):
-        assert len({style[key] for style in styles}) == 3
-
-
 def test_a_receptive_field_is_what_an_output_can_see():
     table = [row.split(" | ") for row in evidence.make_architecture().split("\n")[2:]]
     fields = {row[0].strip("| `"): int(row[3].split(" x ")[0]) for row in table if row[3]}

@@ -7,7 +7,7 @@ from torchvision.transforms import v2
 
 import utils
 from conftest import CPU, draw_images, make_dataset, make_run, prepare
-from models import Session8Net
+from models import Session8Net, get_norm
 from utils import RECIPES, get_recipe
 
 norms = pytest.mark.parametrize("norm", ["bn", "gn", "ln"])
@@ -91,6 +91,16 @@ def test_bfloat16_is_used_only_where_it_is_native(monkeypatch):
     for capability, dtype in (((7, 5), torch.float32), ((8, 0), torch.bfloat16)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
         assert utils.get_precision(torch.device("cuda")) == dtype
+
+
+def test_the_memory_format_is_the_default_one_only_where_group_norm_is_slow(monkeypatch):
+    def formats(precision):
+        monkeypatch.setattr(utils, "get_precision", lambda device: precision)
+        return [utils.get_memory_format(norm, CPU) for norm in ("bn", "gn", "ln")]
+
+    last, default = torch.channels_last, torch.contiguous_format
+    assert formats(torch.float32) == [last] * 3
+    assert formats(torch.bfloat16) == [last, default, last]
 
 
 # --- Transforms and loaders
@@ -400,16 +410,30 @@ def test_the_curves_are_the_history_with_labels_and_units():
         "train_acc": [40.0, 60.0],
         "test_acc": [41.0, 61.0],
     }
-    figure = utils.post_accuracyplots(history, "Curves")
+    figure = utils.post_accuracyplots(history, "Curves", "gn")
     assert figure.get_suptitle() == "Curves"
-    for axis, key, unit in zip(figure.axes, ("loss", "acc"), ("likelihood", "%"), strict=True):
-        assert axis.get_xlabel() == "epoch"
-        assert unit in axis.get_ylabel()
-        labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    axes = {axis.get_label(): axis for axis in figure.axes}
+    assert all(axis.get_xlabel() == "epoch" for axis in axes.values())
+    for key, unit in (("loss", "likelihood"), ("acc", "%")):
+        assert unit in axes[key].get_ylabel()
+        labels = [text.get_text() for text in axes[key].get_legend().get_texts()]
         assert labels == ["train", "test"]
-        for line in axis.lines:
+        for line in axes[key].lines:
             assert list(line.get_xdata()) == [1, 2]
             assert list(line.get_ydata()) == history[f"{line.get_label()}_{key}"]
+        assert axes[key].lines[1].get_color() == utils.STYLES["gn"]["color"]
+    assert axes["lr"].get_ylabel() == "learning rate"
+    assert list(axes["lr"].lines[0].get_ydata()) == history["lr"]
+
+
+def test_the_norms_are_told_apart_in_grey_too():
+    for key in ("color", "linestyle", "marker"):
+        assert len({style[key] for style in utils.STYLES.values()}) == 3
+    greys = sorted(
+        sum(w * int(style["color"][k : k + 2], 16) for w, k in ((0.3, 1), (0.59, 3), (0.11, 5)))
+        for style in utils.STYLES.values()
+    )
+    assert all(b - a > 15 for a, b in zip(greys, greys[1:], strict=False))  # of 255
 
 
 def test_misclassified_images_are_the_first_wrong_ones_with_both_classes():
@@ -421,10 +445,22 @@ def test_misclassified_images_are_the_first_wrong_ones_with_both_classes():
     figure = utils.post_misclassified(dataset, prediction, "abcdefghij", "Wrong", count=2)
     assert get_texts(figure) == (
         "Wrong",
-        ["true: d\npredicted: f (82%)", "true: h\npredicted: a (82%)"],
+        ["true: d\npredicted: f (82.0%)", "true: h\npredicted: a (82.0%)"],
     )
     shown = [axis.images[0].get_array() for axis in figure.axes if axis.images]
     assert torch.equal(torch.from_numpy(shown[0].data), dataset.tensors[0][3].permute(1, 2, 0))
+
+
+def test_the_most_confident_errors_come_first_when_asked_for():
+    dataset = make_dataset(30)
+    prediction = F.one_hot(dataset.tensors[1], 10).float().log()
+    for index, probability in ((3, 0.6), (17, 0.9), (29, 0.75)):
+        prediction[index] = torch.tensor([probability] + [(1 - probability) / 9] * 9).log()
+    figure = utils.post_misclassified(
+        dataset, prediction, "abcdefghij", "Wrong", count=2, most_confident=True
+    )
+    captions = ["true: h\npredicted: a (90.0%)", "true: j\npredicted: a (75.0%)"]
+    assert get_texts(figure) == ("Wrong", captions)
 
 
 def test_no_misclassified_image_is_said_in_the_figure():
@@ -432,6 +468,47 @@ def test_no_misclassified_image_is_said_in_the_figure():
     prediction = F.one_hot(dataset.tensors[1], 10).float().log()
     figure = utils.post_misclassified(dataset, prediction, "abcdefghij", "Wrong")
     assert get_texts(figure) == ("Wrong (none)", [])
+
+
+def test_the_confusion_matrix_counts_true_by_predicted_class():
+    labels = torch.tensor([0] * 4 + [1] * 2 + [9] * 2)
+    predicted = torch.tensor([0, 0, 0, 7, 1, 2, 9, 9])
+    prediction = F.one_hot(predicted, 10).float().log()
+    figure = utils.post_confusion(prediction, labels, "abcdefghij", "Confusion")
+    matrix, bars = figure.axes
+    assert figure.get_suptitle() == "Confusion"
+    assert (matrix.get_xlabel(), matrix.get_ylabel()) == ("predicted class", "true class")
+    assert "%" in bars.get_xlabel()
+    cells = {text.get_position()[::-1]: text.get_text() for text in matrix.texts}  # row, column
+    assert cells == {(0, 0): "3", (0, 7): "1", (1, 1): "1", (1, 2): "1", (9, 9): "2"}
+    assert [text.get_text() for text in bars.texts] == ["75.0", "50.0", *["0.0"] * 7, "100.0"]
+    names = [
+        [text.get_text() for text in labels()]
+        for labels in (matrix.get_xticklabels, matrix.get_yticklabels)
+    ]
+    assert names == [list("abcdefghij")] * 2
+
+
+@norms
+def test_the_maps_show_what_a_normalization_makes_even(norm):
+    torch.manual_seed(0)
+    channel, image = 3 * torch.rand(16, 1, 1), 3 * torch.rand(8, 1, 1, 1)
+    before = torch.rand(8, 16, 5, 5) + channel + image
+    after = get_norm(norm, 16)(before).detach()
+    figure = utils.post_normalization({"before": before, "after": after}, "Maps")
+    axes = figure.axes[:4]  # then the colour bars
+    assert [axis.get_title() for axis in axes[:2]] == ["before", "after"]
+    maps = [torch.from_numpy(axis.images[0].get_array().data) for axis in axes]
+    torch.testing.assert_close(maps[0], before.mean((2, 3)))
+    torch.testing.assert_close(maps[3], after.std((2, 3)))
+    assert maps[0].shape == (8, 16)
+    columns, blocks, rows = (
+        float(line.split()[-1]) for line in axes[3].get_xlabel().split("\n")[-3:]
+    )
+    assert (columns == 0) == (norm == "bn")
+    assert (blocks == 0) == (norm == "gn")
+    assert (rows == 0) == (norm != "bn")
+    assert [axis.get_ylabel() for axis in figure.axes[4:]] == ["mean", "standard deviation"]
 
 
 # --- On the real data
