@@ -95,7 +95,7 @@ RECIPES = {
             flip=0.1,
         ),
         # Proves in seconds that everything runs. No flip: it would turn 18 degrees into 162.
-        Recipe("smoke", data=GRATINGS, epochs=3, batch_size=64, lr=0.02, flip=0.0),
+        Recipe("smoke", data=GRATINGS, epochs=3, batch_size=32, lr=0.01, flip=0.0),
     )
 }
 
@@ -380,7 +380,7 @@ def draw_gratings() -> Data:
         return TensorDataset(images, labels)
 
     classes = tuple(f"{18 * k}°" for k in range(10))
-    return Data(classes, draw(2000), draw(500))
+    return Data(classes, draw(1000), draw(500))
 
 
 # --- Transforms and loaders ----------------------------------------------------------------------

@@ -117,7 +117,7 @@ def test_a_trial_writes_its_accuracy_on_held_out_images_and_sees_no_test_image(
     said = tune.run_trial(run, tmp_path / "tuning")
     path = tmp_path / "tuning" / "trial-gn-seed3.json"
     result = json.loads(path.read_text())
-    assert (result["data"]["train_size"], result["data"]["validation_size"]) == (1800, 200)
+    assert (result["data"]["train_size"], result["data"]["validation_size"]) == (800, 200)
     assert result["recipe"] == asdict(run.recipe)
     accuracies = result["history"]["validation_acc"]
     assert len(accuracies) == 2
