@@ -914,7 +914,8 @@ def post_accuracyplots(history: Mapping[str, Sequence[float]], title: str, norm:
     axes = figure.subplot_mosaic([["loss", "acc"], ["lr", "acc"]], height_ratios=[3, 1])
     epochs = range(1, len(history["lr"]) + 1)
     for key, label in (("loss", "mean negative log likelihood"), ("acc", "accuracy (%)")):
-        train, test, color = history[f"train_{key}"], history[f"test_{key}"], STYLES[norm]["color"]
+        train, test = history[f"train_{key}"], history[f"test_{key}"]
+        color = STYLES.get(norm, {"color": "#CC79A7"})["color"]  # a norm of the user's own
         axes[key].plot(epochs, train, "--", color="black", linewidth=1, label="train")
         axes[key].plot(epochs, test, "-", color=color, linewidth=2, label="test")
         axes[key].set_ylabel(label)

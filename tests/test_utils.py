@@ -422,6 +422,7 @@ def test_the_curves_are_the_history_with_labels_and_units():
             assert list(line.get_xdata()) == [1, 2]
             assert list(line.get_ydata()) == history[f"{line.get_label()}_{key}"]
         assert axes[key].lines[1].get_color() == utils.STYLES["gn"]["color"]
+    assert utils.post_accuracyplots(history, "Curves", "a norm of one's own").axes
     assert axes["lr"].get_ylabel() == "learning rate"
     assert list(axes["lr"].lines[0].get_ydata()) == history["lr"]
 
