@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import nbformat
@@ -89,6 +89,8 @@ def run_all(
                 bar.write(str(error or future.result()))
                 bar.update()
         except KeyboardInterrupt:
+            for process in active_children():  # nbclient catches a gentler signal, and goes on
+                process.kill()
             pool.shutdown(cancel_futures=True)
             sys.exit("Interrupted. Run this again: each run goes on after its last whole epoch.")
     return failures

@@ -1,8 +1,12 @@
 """The experiments around the notebooks: each measures and runs what it says."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 
 import nbformat
@@ -84,6 +88,21 @@ def test_a_job_that_fails_stops_no_other(capsys, monkeypatch):
     failures = replicate.run_all(divide, [(1, 0), (6, 4)], processes=1, threads=1)
     assert [type(error) for error in failures] == [ZeroDivisionError]
     assert "1.5" in "".join(capsys.readouterr())
+
+
+def test_an_interrupt_ends_the_jobs_and_begins_no_other():
+    code = "import replicate, time; replicate.run_all(time.sleep, [(300,)] * 3, 1, 1)"
+    options = {"env": os.environ | {"PYTHONPATH": str(ROOT / "experiments")}, "text": True}
+    command = [sys.executable, "-c", code]
+    parent = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, **options)
+    try:
+        parent.stderr.read(1)  # the bar is there
+        time.sleep(10)  # the worker has begun the first job
+        os.killpg(parent.pid, signal.SIGINT)  # what Ctrl-C does
+        assert "Interrupted. Run this again" in parent.communicate(timeout=60)[1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
 
 
 def test_a_run_that_fails_says_which_and_why(monkeypatch):
