@@ -302,10 +302,9 @@ def draw_figures(results: Results, data: utils.Data, folder: Path) -> None:
         title = f"{name} normalization, recipe onecycle, seed 1"
         curves = utils.post_accuracyplots(result["history"], title, norm)
         curves.savefig(folder / f"curves-{norm}.png", dpi=120)
-        prediction, _ = utils.predict(load_model(result, ROOT / "results"), loader)
+        prediction, labels = utils.predict(load_model(result, ROOT / "results"), loader)
         wrong = utils.post_misclassified(data.test, prediction, data.classes, title)
         wrong.savefig(folder / f"misclassified-{norm}.png", dpi=100)
-        labels = data.test.tensors[1]
         confusion = utils.post_confusion(prediction, labels, data.classes, title)
         confusion.savefig(folder / f"confusion-{norm}.png", dpi=100)
 
