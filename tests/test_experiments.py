@@ -91,7 +91,11 @@ def test_a_job_that_fails_stops_no_other(capsys, monkeypatch):
 
 
 def test_an_interrupt_ends_the_jobs_and_begins_no_other():
-    code = "import replicate, time; replicate.run_all(time.sleep, [(300,)] * 3, 1, 1)"
+    code = (
+        "import replicate, signal, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & ignores it
+        "replicate.run_all(time.sleep, [(300,)] * 3, 1, 1)"
+    )
     options = {"env": os.environ | {"PYTHONPATH": str(ROOT / "experiments")}, "text": True}
     command = [sys.executable, "-c", code]
     parent = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, **options)
