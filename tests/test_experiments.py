@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import operator
 import os
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -78,30 +80,29 @@ def test_a_run_whose_result_is_there_is_done(tmp_path):
         replicate.is_done(run, tmp_path)
 
 
-def divide(a, b):
-    return f"{a / b}"
-
-
 def test_a_job_that_fails_stops_no_other(capsys, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("CIFAR10_ROOT", "data")
-    failures = replicate.run_all(divide, [(1, 0), (6, 4)], processes=1, threads=1)
+    failures = replicate.run_all(operator.truediv, [(1, 0), (6, 4)], processes=1, threads=1)
     assert [type(error) for error in failures] == [ZeroDivisionError]
     assert "1.5" in "".join(capsys.readouterr())
 
 
 def test_an_interrupt_ends_the_jobs_and_begins_no_other():
+    job = "import pathlib, time; pathlib.Path('begun').touch(); time.sleep(300)"
     code = (
-        "import replicate, signal, time\n"
+        "import replicate, signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & ignores it
-        "replicate.run_all(time.sleep, [(300,)] * 3, 1, 1)"
+        f"replicate.run_all(exec, [({job!r},)] * 3, 1, 1)"
     )
     options = {"env": os.environ | {"PYTHONPATH": str(ROOT / "experiments")}, "text": True}
     command = [sys.executable, "-c", code]
     parent = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, **options)
     try:
-        parent.stderr.read(1)  # the bar is there
-        time.sleep(10)  # the worker has begun the first job
+        end = time.monotonic() + 120
+        while not Path("begun").exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        assert Path("begun").exists()
         os.killpg(parent.pid, signal.SIGINT)  # what Ctrl-C does
         assert "Interrupted. Run this again" in parent.communicate(timeout=60)[1]
     finally:
