@@ -2,6 +2,7 @@
 
 import os
 import re
+import statistics
 import subprocess
 
 import pytest
@@ -68,14 +69,47 @@ def test_the_findings_numbers_are_those_of_the_results():
     )
     gaps = [train - test for train, test in ours]
     apart = [max(t for _, t in runs) - min(t for _, t in runs) for runs in (ours, reference)]
-    three = "{:+.1f}, {:+.1f} and {:+.1f} points"
-    assert f"end {three.format(*from_published)} (bn, gn, ln) from" in FINDINGS
+    closer = "{:+.1f}, {:+.1f} and {:+.1f}".format(*from_published)
+    assert f"Seed 1 alone came closer: {closer}." in FINDINGS
     exact = "{:+.2f}, {:+.2f} and {:+.2f}"
-    assert f"had ended {exact.format(*precision)} points (bn, gn, ln) from these" in FINDINGS
+    assert (
+        f"had ended {exact.format(*precision)} points (bn, gn, ln) from those in float32"
+        in FINDINGS
+    )
     assert f"and {exact.format(*reference_precision)} with `reference`" in FINDINGS
     assert "ends {:.1f}, {:.1f} and {:.1f} points above `reference`".format(*gains) in FINDINGS
     assert "lie {:.1f} points apart with `onecycle` and {:.1f} with".format(*apart) in FINDINGS
     assert "ends {:.1f}, {:.1f} and {:.1f} points above test".format(*gaps) in FINDINGS
+
+
+def test_the_findings_on_the_seeds_are_those_of_the_results():
+    rows = re.findall(r"^\| `reference` \| .. - .. \| \d \| (\S+) \| (.+) \|$", README, re.M)
+    bn_gn, bn_ln, gn_ln = rows
+    text = f"`bn` minus `gn` is {bn_gn[0]} points (95 % interval {bn_gn[1]}), `bn` minus `ln` "
+    text += f"{bn_ln[0]} points ({bn_ln[1]}), `gn` minus `ln` {gn_ln[0]} points ({gn_ln[1]})."
+    assert text in FINDINGS
+    assert bn_gn[1][0] == bn_ln[1][0] == "+"
+    assert gn_ln[1][0] == "-"
+    runs = {norm: evidence.get_runs(RESULTS, "reference", norm) for norm in NOTEBOOKS}
+    finals = {n: {s: evidence.get_accuracy(r) for s, r in runs[n].items()} for n in NOTEBOOKS}
+    for norm in ("gn", "ln"):
+        for seed, pair in finals[norm].items():  # train and test
+            assert all(b > a for b, a in zip(finals["bn"][seed], pair, strict=True))
+    both = finals["gn"].keys() & finals["ln"].keys()
+    assert [finals["ln"][seed][1] > finals["gn"][seed][1] for seed in both].count(True) == 1
+    assert len(both) == 3
+    tests = [[test for _, test in finals[norm].values()] for norm in NOTEBOOKS]
+    published = [test for _, test in evidence.PUBLISHED.values()]
+    spreads = [max(values) - min(values) for values in tests]
+    assert "spread over {:.1f}, {:.1f} and {:.1f} points".format(*spreads) in FINDINGS
+    steps = (published[0] - published[1], published[1] - published[2])
+    assert "lie {:.1f} (bn to gn) and {:.1f} (gn to ln)".format(*steps) in FINDINGS
+    off = [statistics.mean(a) - b for a, b in zip(tests, published, strict=True)]
+    seeds = "{}, {} and {} seeds".format(*map(len, tests))
+    said = "ends {:+.1f}, {:+.1f} and {:+.1f} points (bn, gn, ln) from them in the mean of "
+    assert said.format(*off) + seeds in FINDINGS
+    pytest.importorskip("scipy", reason="needs experiments/requirements.txt")
+    assert all(abs(d) < evidence.get_interval(a) for d, a in zip(off, tests, strict=True))
 
 
 def test_the_times_threads_and_precisions_are_those_that_the_readme_names():
