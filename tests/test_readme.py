@@ -82,32 +82,42 @@ def test_the_findings_numbers_are_those_of_the_results():
     assert "ends {:.1f}, {:.1f} and {:.1f} points above test".format(*gaps) in FINDINGS
 
 
-def test_the_findings_on_the_seeds_are_those_of_the_results():
+def get_reference_seeds(part):
+    """Return the final accuracy of bn, gn and ln with `reference`, each by seed."""
+    runs = (evidence.get_runs(RESULTS, "reference", norm) for norm in NOTEBOOKS)
+    index = ("train", "test").index(part)
+    return [{seed: evidence.get_accuracy(r)[index] for seed, r in by.items()} for by in runs]
+
+
+def test_the_finding_on_the_differences_is_what_their_table_says():
     rows = re.findall(r"^\| `reference` \| .. - .. \| \d \| (\S+) \| (.+) \|$", README, re.M)
     bn_gn, bn_ln, gn_ln = rows
     text = f"`bn` minus `gn` is {bn_gn[0]} points (95 % interval {bn_gn[1]}), `bn` minus `ln` "
     text += f"{bn_ln[0]} points ({bn_ln[1]}), `gn` minus `ln` {gn_ln[0]} points ({gn_ln[1]})."
     assert text in FINDINGS
-    assert bn_gn[1][0] == bn_ln[1][0] == "+"
-    assert gn_ln[1][0] == "-"
-    runs = {norm: evidence.get_runs(RESULTS, "reference", norm) for norm in NOTEBOOKS}
-    finals = {n: {s: evidence.get_accuracy(r) for s, r in runs[n].items()} for n in NOTEBOOKS}
-    for norm in ("gn", "ln"):
-        for seed, pair in finals[norm].items():  # train and test
-            assert all(b > a for b, a in zip(finals["bn"][seed], pair, strict=True))
-    both = finals["gn"].keys() & finals["ln"].keys()
-    assert [finals["ln"][seed][1] > finals["gn"][seed][1] for seed in both].count(True) == 1
+    assert [interval[0] for _, interval in rows] == ["+", "+", "-"]
+    for part in ("train", "test"):
+        bn, gn, ln = get_reference_seeds(part)
+        assert all(bn[seed] > other[seed] for other in (gn, ln) for seed in other)
+    both = gn.keys() & ln.keys()
+    assert [ln[seed] > gn[seed] for seed in both].count(True) == 1
     assert len(both) == 3
-    tests = [[test for _, test in finals[norm].values()] for norm in NOTEBOOKS]
+
+
+def test_the_findings_on_the_seeds_are_those_of_the_results():
+    tests = [list(by.values()) for by in get_reference_seeds("test")]
     published = [test for _, test in evidence.PUBLISHED.values()]
     spreads = [max(values) - min(values) for values in tests]
     assert "spread over {:.1f}, {:.1f} and {:.1f} points".format(*spreads) in FINDINGS
     steps = (published[0] - published[1], published[1] - published[2])
     assert "lie {:.1f} (bn to gn) and {:.1f} (gn to ln)".format(*steps) in FINDINGS
+    assert all(spread > max(steps) for spread in spreads[1:])
+    older = get_finals(evidence.load_results(ROOT / "results" / "bfloat16"), "reference")
+    assert all(min(a) <= test <= max(a) for a, (_, test) in zip(tests, older, strict=True))
     off = [statistics.mean(a) - b for a, b in zip(tests, published, strict=True)]
+    said = "ends {:+.1f}, {:+.1f} and {:+.1f} points (bn, gn, ln) from them".format(*off)
     seeds = "{}, {} and {} seeds".format(*map(len, tests))
-    said = "ends {:+.1f}, {:+.1f} and {:+.1f} points (bn, gn, ln) from them in the mean of "
-    assert said.format(*off) + seeds in FINDINGS
+    assert f"{said} in the mean of {seeds}" in FINDINGS
     pytest.importorskip("scipy", reason="needs experiments/requirements.txt")
     assert all(abs(d) < evidence.get_interval(a) for d, a in zip(off, tests, strict=True))
 
