@@ -171,6 +171,24 @@ def make_mcnemar(results: Results, labels: Sequence[int]) -> str:
     return format_table(header, rows, 2)
 
 
+def make_tuning(results: Results) -> str:
+    """Return final accuracy on the held-out images by trial of tune.py and norm, best mean first.
+
+    A number is the mean over the seeds there are. A trial that lacks a norm has no mean, and
+    stands at the end.
+    """
+    rows = []
+    for trial in sorted({key[0] for key in results}):
+        runs = [get_runs(results, trial, norm).values() for norm in NAMES]
+        finals = [[run["history"]["validation_acc"][-1] for run in seeds] for seeds in runs]
+        means = [statistics.mean(values) if values else math.nan for values in finals]
+        means.append(statistics.mean(means))
+        rows.append((-means[-1], [f"`{trial}`", *map(format_number, means)]))
+    rows.sort(key=lambda row: (math.isnan(row[0]), row[0]))
+    header = ["trial", *(f"`{norm}`" for norm in NAMES), "mean"]
+    return format_table(header, [row for _, row in rows], 1)
+
+
 def make_architecture() -> str:
     """Return the network layer by layer, as read off the model itself.
 

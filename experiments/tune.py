@@ -4,7 +4,8 @@
 
 Each trial trains on 45,000 of the training images, in one process with one thread, and is judged
 by the other 5,000 at the end of its last epoch. Its JSON goes to results/tuning/, and a trial that
-has one is skipped; one that was cut off goes on. At the end all of them are printed as a table.
+has one is skipped; one that was cut off goes on. At the end all of them are printed as a table,
+which evidence.py puts into the README.
 """
 
 import argparse
@@ -12,9 +13,8 @@ import contextlib
 import io
 import json
 import os
-import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -25,14 +25,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import utils  # noqa: E402
-from evidence import NAMES, load_results  # noqa: E402
+from evidence import NAMES, load_results, make_tuning  # noqa: E402
 from models import Session8Net  # noqa: E402
 from replicate import is_done, run_all  # noqa: E402
 
 HELD_OUT = 5_000  # images
 FOLDER = ROOT / "results" / "tuning"
 
-# What the search starts from, and what each trial changes in it.
+# What the search starts from, and what each trial, named for it, changes in it.
 START = replace(
     utils.get_recipe("onecycle"),
     batch_size=128,
@@ -50,16 +50,16 @@ TRIALS = {
     "start": {},
     "lr-0.05": {"lr": 0.05},
     "lr-0.2": {"lr": 0.2},
-    "decay-1e-3": {"weight_decay": 1e-3},
-    "decay-2e-4": {"weight_decay": 2e-4},
-    "batch-64": {"batch_size": 64, "lr": 0.05},
+    "decay-0.001": {"weight_decay": 1e-3},
+    "decay-0.0002": {"weight_decay": 2e-4},
+    "batch-64-lr-0.05": {"batch_size": 64, "lr": 0.05},
     "batch-64-lr-0.1": {"batch_size": 64},
     "warmup-0.1": {"warmup": 0.1},
     "warmup-0.4": {"warmup": 0.4},
     "crop-1": {"crop": 1},
     "crop-3": {"crop": 3},
-    "momentum-0.95": {"momentum": 0.95, "lr": 0.05},
-    "affine": {"rotation": 3.0, "resize": 0.05},
+    "momentum-0.95-lr-0.05": {"momentum": 0.95, "lr": 0.05},
+    "rotation-3-resize-0.05": {"rotation": 3.0, "resize": 0.05},
 }
 
 
@@ -112,28 +112,6 @@ def run_trial(run: utils.Run, folder: Path = FOLDER) -> str:
     return f"{run.name}: {result['history']['validation_acc'][-1]:.2f} %"
 
 
-def make_table(results: Mapping[tuple[str, str, int], dict]) -> str:
-    """Return final accuracy on the held-out images by trial and norm, best mean first (Markdown).
-
-    A number is the mean over the seeds there are. A trial that lacks a norm has no mean, and
-    stands at the end.
-    """
-    rows = []
-    for trial, changes in TRIALS.items():
-        means = []
-        for norm in NAMES:
-            found = [r for (name, n, _), r in results.items() if (name, n) == (trial, norm)]
-            accuracies = [r["history"]["validation_acc"][-1] for r in found]
-            means.append(statistics.mean(accuracies) if accuracies else None)
-        if any(means):
-            mean = None if None in means else statistics.mean(means)
-            said = ", ".join(f"`{key}` {value:g}" for key, value in changes.items()) or "nothing"
-            numbers = ["" if value is None else f"{value:.2f}" for value in (*means, mean)]
-            rows.append((mean or 0, f"| {said} | " + " | ".join(numbers) + " |"))
-    header = f"| changed | {' | '.join(NAMES)} | mean |\n| --- |" + " ---: |" * (len(NAMES) + 1)
-    return "\n".join([header, *(row for _, row in sorted(rows, key=lambda row: -row[0]))])
-
-
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -154,7 +132,7 @@ def main() -> None:
     ]
     jobs = [(run,) for run in runs if not is_done(run, FOLDER)]
     failures = run_all(run_trial, jobs, options.processes, threads=1)
-    print(make_table(load_results(FOLDER)))
+    print(make_tuning(load_results(FOLDER)))
     if failures:
         sys.exit(f"{len(failures)} of {len(jobs)} trials failed; run this again to go on with them")
 

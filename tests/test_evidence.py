@@ -80,6 +80,25 @@ def test_mcnemar_takes_the_predictions_of_seed_1():
     assert "| `onecycle` | gn, ln | 3 | 1 | 0.625 |" in table.split("\n")
 
 
+def test_the_trials_are_listed_by_their_mean_over_the_norms():
+    accuracies = {
+        "start": ([80, 82], [81], [82]),
+        "lr-0.2": ([83], [83], [84]),
+        "crop-1": ([99], [], []),
+    }
+    results = {
+        (trial, norm, seed): {"history": {"validation_acc": [0.0, value]}}
+        for trial, norms in accuracies.items()
+        for norm, values in zip(evidence.NAMES, norms, strict=True)
+        for seed, value in enumerate(values, 1)
+    }
+    assert evidence.make_tuning(results).split("\n")[2:] == [
+        "| `lr-0.2` | 83.00 | 83.00 | 84.00 | 83.33 |",
+        "| `start` | 81.00 | 81.00 | 82.00 | 81.33 |",
+        "| `crop-1` | 99.00 | – | – | – |",
+    ]
+
+
 @pytest.mark.parametrize("seeds", [[1], [1, 2, 3]])
 def test_the_figures_show_the_results_and_how_many_seeds_there_are(seeds):
     figure = evidence.draw_accuracy(make_results(seeds))

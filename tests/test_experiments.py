@@ -150,23 +150,9 @@ def test_a_trial_writes_its_accuracy_on_held_out_images_and_sees_no_test_image(
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_every_trial_changes_what_it_says_and_is_a_valid_recipe():
+def test_every_trial_changes_what_its_name_says_and_is_a_valid_recipe():
     for trial, changes in tune.TRIALS.items():
         recipe = asdict(tune.make_run(trial, "bn", 1).recipe)
         start = asdict(tune.START) | {"name": trial}
         assert {key for key in recipe if recipe[key] != start[key]} == set(changes)
-
-
-def test_the_trials_are_listed_by_their_mean_over_the_norms():
-    accuracy = {"start": (80, 81, 82), "lr-0.2": (83, 83, 83), "crop-1": (99, None, None)}
-    results = {
-        (trial, norm, 1): {"history": {"validation_acc": [0.0, value]}}
-        for trial, values in accuracy.items()
-        for norm, value in zip(("bn", "gn", "ln"), values, strict=True)
-        if value is not None
-    }
-    assert tune.make_table(results).split("\n")[2:] == [
-        "| `lr` 0.2 | 83.00 | 83.00 | 83.00 | 83.00 |",
-        "| nothing | 80.00 | 81.00 | 82.00 | 81.00 |",
-        "| `crop` 1 | 99.00 |  |  |  |",
-    ]
+        assert all(f"-{value:g}" in trial for value in changes.values())
