@@ -337,6 +337,7 @@ def main() -> None:
         "seeds": make_seeds(results),
         "differences": make_differences(results),
         "mcnemar": make_mcnemar(results, data.test.tensors[1].tolist()),
+        "tuning": make_tuning(load_results(ROOT / "results" / "tuning")),
     }
     readme = ROOT / "README.md"
     text = readme.read_text()

@@ -18,12 +18,14 @@ README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"```sh\n(.*?)\n```", README, re.DOTALL)
 FINDINGS = " ".join(README.split("\n## Findings\n")[1].split("\n## ")[0].split())
 RESULTS = evidence.load_results(ROOT / "results")
+TRIALS = evidence.load_results(tune.FOLDER)
 TOLD_FROM_BFLOAT16 = {("reference", "gn"), ("reference", "ln")}
 
 
 def test_the_tables_are_made_from_the_results():
     assert evidence.renew(README, "results", evidence.make_table(RESULTS)) == README
     assert evidence.renew(README, "architecture", evidence.make_architecture()) == README
+    assert evidence.renew(README, "tuning", evidence.make_tuning(TRIALS)) == README
 
 
 def test_the_statistics_are_made_from_the_results():
@@ -153,6 +155,21 @@ def test_a_result_is_whole_and_agrees_with_itself(name):
     assert set(history) == {"lr", "train_loss", "train_acc", "test_loss", "test_acc", "seconds"}
     assert {len(values) for values in history.values()} == {recipe.epochs}
     assert re.fullmatch(r"\d{10000}", result["test_predictions"])
+
+
+@pytest.mark.parametrize("name", TRIALS, ids=lambda name: "-".join(map(str, name)))
+def test_a_trial_is_whole_and_of_the_recipe_that_it_is_named_for(name):
+    trial = TRIALS[name]
+    assert utils.Recipe(**trial["recipe"]) == tune.make_run(*name).recipe
+    data = {"name": "CIFAR-10", "train_size": 45_000, "validation_size": 5_000}
+    assert trial["data"] == data
+    assert {len(values) for values in trial["history"].values()} == {20}
+    assert not any("test" in key for key in (*trial, *trial["history"]))
+
+
+def test_the_norms_have_the_same_number_of_trials():
+    bn, gn, ln = ({(t, seed) for t, n, seed in TRIALS if n == norm} for norm in NOTEBOOKS)
+    assert bn == gn == ln
 
 
 @pytest.mark.parametrize("norm", NOTEBOOKS)
