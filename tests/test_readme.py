@@ -4,6 +4,7 @@ import os
 import re
 import statistics
 import subprocess
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -165,6 +166,12 @@ def test_a_trial_is_whole_and_of_the_recipe_that_it_is_named_for(name):
     assert trial["data"] == data
     assert {len(values) for values in trial["history"].values()} == {20}
     assert not any("test" in key for key in (*trial, *trial["history"]))
+
+
+def test_the_finding_on_the_held_out_images_is_that_of_the_trial():
+    bn, gn, ln = (TRIALS["start", norm, 1]["history"]["validation_acc"][-1] for norm in NOTEBOOKS)
+    assert f"ends {bn - gn:+.1f} points above `gn` and {bn - ln:+.1f} above `ln`" in FINDINGS
+    assert asdict(tune.START) == asdict(utils.get_recipe("onecycle"))
 
 
 def test_the_norms_have_the_same_number_of_trials():
