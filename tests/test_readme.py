@@ -162,8 +162,9 @@ def test_a_result_is_whole_and_agrees_with_itself(name):
 def test_a_trial_is_whole_and_of_the_recipe_that_it_is_named_for(name):
     trial = TRIALS[name]
     assert utils.Recipe(**trial["recipe"]) == tune.make_run(*name).recipe
-    data = {"name": "CIFAR-10", "train_size": 45_000, "validation_size": 5_000}
-    assert trial["data"] == data
+    assert trial["seed"] == 1, "the README says: one seed each"
+    sizes = {"train_size": 45_000, "validation_size": 5_000}
+    assert trial["data"] == {"name": "CIFAR-10", **sizes}
     assert {len(values) for values in trial["history"].values()} == {20}
     assert not any("test" in key for key in (*trial, *trial["history"]))
 
