@@ -306,7 +306,7 @@ def load_model(result: dict, folder: Path) -> Session8Net:
     path = folder / f"{recipe['name']}-{norm}-seed{result['seed']}.pt"
     model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
     device = utils.get_device()
-    return model.to(device, memory_format=utils.get_memory_format(norm, device))
+    return model.to(device, memory_format=torch.channels_last)
 
 
 def draw_figures(results: Results, data: utils.Data, folder: Path) -> None:

@@ -32,7 +32,7 @@ from replicate import is_done, run_all  # noqa: E402
 HELD_OUT = 5_000  # images
 FOLDER = ROOT / "results" / "tuning"
 
-# What the search starts from, and what each trial, named for it, changes in it.
+# What the search started from, and what each trial, named for it, changes in it.
 START = replace(
     utils.get_recipe("onecycle"),
     batch_size=128,
@@ -87,7 +87,7 @@ def run_trial(run: utils.Run, folder: Path = FOLDER) -> str:
     loader = utils.get_loader(held_out, utils.get_test_transforms(), recipe.batch_size)
     utils.set_seed(run.seed)
     model = Session8Net(run.norm, dropout=recipe.dropout)
-    model = model.to(device, memory_format=utils.get_memory_format(run.norm, device))
+    model = model.to(device, memory_format=torch.channels_last)
     optimizer = utils.get_optimizer(model, recipe)
     scheduler = utils.get_scheduler(optimizer, recipe, len(train_loader))
     parts = (model, train_loader, loader, optimizer, scheduler, utils.get_loss(recipe))

@@ -63,7 +63,7 @@ def prepare(run, dataset=None, test_dataset=None):
     )
     utils.set_seed(run.seed)
     model = Session8Net(run.norm, dropout=recipe.dropout)
-    model = model.to(memory_format=utils.get_memory_format(run.norm, CPU))
+    model = model.to(memory_format=torch.channels_last)
     optimizer = utils.get_optimizer(model, recipe)
     scheduler = utils.get_scheduler(optimizer, recipe, len(train_loader))
     return model, train_loader, test_loader, optimizer, scheduler, utils.get_loss(recipe)

@@ -58,8 +58,25 @@ def test_every_block_has_the_norm_asked_for_and_no_other(norm):
         if norm == "bn":
             assert type(module) is nn.BatchNorm2d
         else:
-            assert type(module) is nn.GroupNorm
+            assert isinstance(module, nn.GroupNorm)
             assert module.num_groups == {"gn": 4, "ln": 1}[norm]
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_group_norm_is_pytorchs_whatever_the_memory_format(precision):
+    x, gradient = torch.randn(2, 8, 16, 10, 10, generator=torch.Generator().manual_seed(0))
+    outcomes = []
+    for layer in (nn.GroupNorm(4, 16), get_norm("gn", 16)):
+        leaf = x.to(precision).to(memory_format=torch.channels_last).requires_grad_()
+        leaf.register_hook(outcomes.append)  # the gradient, as it comes
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            y = layer(leaf.clone())  # not a leaf, as in a network
+        y.backward(gradient.to(precision).to(memory_format=torch.channels_last))
+        outcomes += [y.detach(), layer.weight.grad, layer.bias.grad]
+    for theirs, ours in zip(outcomes[:4], outcomes[4:], strict=True):
+        torch.testing.assert_close(ours, theirs)
+    for tensor in outcomes[4:6]:  # the gradient of the input, and the output
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 @norms
