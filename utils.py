@@ -185,7 +185,7 @@ def get_device_name(device: torch.device) -> str:
 def keep_memory() -> None:
     """Have the C library keep what this process frees: the next step needs as much again.
 
-    glibc gives large pieces back to the system, and to get them again takes 5 % of a step. With
+    glibc gives large pieces back to the system, and to get them again took 6 % of a step. With
     another C library nothing happens.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
