@@ -14,12 +14,14 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+from torch import nn
 
 import benchmark
 import replicate
 import tune
 import utils
 from conftest import ROOT, make_run
+from models import Session8Net
 
 # The benchmark; no test asserts a time.
 
@@ -129,23 +131,24 @@ def test_the_held_out_images_are_training_images_that_are_not_trained_on():
     assert held_out.tensors[0].equal(again.tensors[0])
 
 
+@pytest.mark.parametrize("name", ["trial", tune.AVERAGED, tune.NO_DECAY, tune.ALTERNATING])
 def test_a_trial_writes_its_accuracy_on_held_out_images_and_sees_no_test_image(
-    tmp_path, monkeypatch
+    name, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(tune, "ROOT", tmp_path)
     monkeypatch.setattr(tune, "HELD_OUT", 200)
     data = utils.draw_gratings()
     without_test = utils.Data(data.classes, data.train, None)
     monkeypatch.setattr(utils, "get_data", lambda *_: without_test)
-    run = make_run("smoke", "gn", 3, name="trial", epochs=2)
+    run = make_run("smoke", "gn", 3, name=name, epochs=2)
     said = tune.run_trial(run, tmp_path / "tuning")
-    path = tmp_path / "tuning" / "trial-gn-seed3.json"
+    path = tmp_path / "tuning" / f"{name}-gn-seed3.json"
     result = json.loads(path.read_text())
     assert (result["data"]["train_size"], result["data"]["validation_size"]) == (800, 200)
     assert result["recipe"] == asdict(run.recipe)
     accuracies = result["history"]["validation_acc"]
     assert len(accuracies) == 2
-    assert said == f"trial-gn-seed3: {accuracies[-1]:.2f} %"
+    assert said == f"{name}-gn-seed3: {accuracies[-1]:.2f} %"
     assert replicate.is_done(run, path.parent)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
@@ -156,3 +159,43 @@ def test_every_trial_changes_what_its_name_says_and_is_a_valid_recipe():
         start = asdict(tune.START) | {"name": trial}
         assert {key for key in recipe if recipe[key] != start[key]} == set(changes)
         assert all(f"-{value:g}" in trial for value in changes.values())
+
+
+def test_averaged_weights_follow_the_steps_and_are_the_ones_tested():
+    model = tune.AveragedNet(nn.Linear(1, 1, bias=False))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer.register_step_post_hook(model.update)
+    weights = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        model.train()(torch.ones(1, 1)).sum().backward()  # each step lowers the weight by 1
+        optimizer.step()
+        weights.append(model(torch.ones(1, 1)).item())
+    first = weights[0]
+    assert weights == pytest.approx([first, first - 1, first - 2])
+    behind = 0.999 * 0.001 + 0.001 * 2
+    assert model.eval()(torch.ones(1, 1)).item() == pytest.approx(first - behind, abs=1e-6)
+
+
+def test_only_the_norms_are_spared_the_weight_decay():
+    model = Session8Net("bn")
+    optimizer = utils.get_optimizer(model, utils.get_recipe("onecycle"))
+    tune.spare_norms(optimizer)
+    decays = {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert {name for name, p in model.named_parameters() if not decays[p]} == {
+        name for name, _ in model.named_parameters() if ".norm." in name
+    }
+    assert len(decays) == len(list(model.parameters()))
+    assert {group["lr"] for group in optimizer.param_groups} == {0.05}
+
+
+def test_an_alternating_flip_mirrors_each_image_in_every_other_epoch():
+    images = torch.randint(0, 256, (6, 3, 4, 4), dtype=torch.uint8)
+    dataset = tune.AlternatingFlip(images, torch.arange(6))
+    index = torch.tensor([4, 1, 0])
+    for epoch, mirrored in ((0, [0, 1, 0]), (1, [1, 0, 1]), (2, [0, 1, 0])):
+        dataset.get_epoch = lambda epoch=epoch: epoch
+        seen, labels = dataset[index]
+        assert labels.equal(index)
+        for image, i, flip in zip(seen, index, mirrored, strict=True):
+            assert image.equal(images[i].flip(-1) if flip else images[i])
