@@ -57,7 +57,7 @@ class Recipe:
     step_epochs: int = 6  # step: epochs between two drops of the learning rate
     step_factor: float = 0.1  # step: what a drop multiplies it by
     loss: str = "nll"  # negative log likelihood
-    dropout: float = 0.0  # probability; the network is too small to overfit in 20 epochs
+    dropout: float = 0.0  # probability
     crop: int = 2  # pixels by which an image is shifted at most, in both directions
     rotation: float = 0.0  # degrees by which an image is turned at most, either way
     resize: float = 0.0  # share by which an image is enlarged or made smaller at most
@@ -836,14 +836,16 @@ def save_result(
 
     `prediction` is the final log-probabilities (N, 10) of the test set. A run on stand-in data
     writes nothing, nor does one over the result of a longer run. Both files appear whole or not at
-    all; raises OSError if they can't. The run is then finished: its checkpoint is removed.
+    all; raises OSError if they can't. A finished run's checkpoint is removed.
     """
     path = Path(folder) / f"{run.name}.json"
-    longer = _count_epochs(path) > run.recipe.epochs
     if run.recipe.data != CIFAR:
         said = f"Nothing was written: this run was on {run.recipe.data}."
-    elif longer:
-        said = f"Nothing was written: {path} is there, of a run of more epochs. Move it away first."
+    elif _count_epochs(path) > run.recipe.epochs:
+        return (
+            f"Nothing was written: {path} is there, of a run of more epochs. Move it away and run "
+            "this again: the checkpoint is kept, so nothing is trained twice."
+        )
     else:
         result = {
             **asdict(run),

@@ -29,7 +29,7 @@ from models import Session8Net  # noqa: E402
 
 SIZE = 50_000  # images, as many as CIFAR-10 has for training
 RECIPE = utils.get_recipe("onecycle")
-EPOCH = -(-SIZE // RECIPE.batch_size)  # steps
+EPOCH, TEST_EPOCH = (-(-size // RECIPE.batch_size) for size in (SIZE, 10_000))  # steps
 WARMUP = 5  # steps before each measurement; they also use up what workers have prepared
 
 Run = Callable[[int], None]  # trains for that many steps
@@ -96,7 +96,7 @@ def make_ours(norm: str, evaluate: bool = False) -> Run:
     images = torch.randint(0, 256, (SIZE, 3, 32, 32), dtype=torch.uint8).to(device)
     labels = torch.arange(SIZE, device=device) % 10
     model, optimizer = make_model(norm, device)
-    scheduler = utils.get_scheduler(optimizer, RECIPE, EPOCH)
+    scheduler = utils.get_scheduler(optimizer, RECIPE, 1_000_000)  # never at its end
     criterion = utils.get_loss(RECIPE)
     train_transforms, test_transforms = (
         utils.get_train_transforms(RECIPE),
@@ -206,10 +206,10 @@ def make_rows(norm: str, measured: dict[str, tuple[list[float], float]]) -> list
     """Return the table's rows of one norm."""
     rows = []
     for kind, (times, memory) in measured.items():
-        step = statistics.median(times)
+        step, steps = statistics.median(times), TEST_EPOCH if "evaluation" in kind else EPOCH
         rows.append(
             f"| {norm} | {kind} | {step:.1f} ({min(times):.1f} to {max(times):.1f}) "
-            f"| {RECIPE.batch_size / step * 1000:,.0f} | {step * EPOCH / 1000:.1f} | {memory:.2f} |"
+            f"| {RECIPE.batch_size / step * 1000:,.0f} | {step * steps / 1000:.1f} | {memory:.2f} |"
         )
     return rows
 
@@ -230,6 +230,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="steps a measurement (default 20)")
     parser.add_argument("--repeats", type=int, default=5, help="measurements each (default 5)")
     arguments = parser.parse_args()
+    if not 1 <= arguments.steps <= EPOCH or arguments.repeats < 1:
+        parser.error(f"--steps must be from 1 to {EPOCH}, one epoch, and --repeats at least 1")
     measured = {}
     for norm in ("bn", "gn", "ln"):
         print(f"measuring {norm} ...", file=sys.stderr)

@@ -48,6 +48,16 @@ def test_the_ratios_are_of_medians_and_against_the_faster_textbook_loop():
     assert benchmark.make_ratios("bn", measured) == "| bn | 4.00 | 0.95 | 0.060 |"
     row = benchmark.make_rows("bn", measured)[2]
     assert row == "| bn | ours | 20.0 (20.0 to 50.0) | 6,400 | 7.8 | 1.00 |"
+    row = benchmark.make_rows("bn", measured)[4]  # 79 steps
+    assert row == "| bn | ours, evaluation | 6.0 (6.0 to 7.0) | 21,333 | 0.5 | 1.00 |"
+
+
+@pytest.mark.parametrize("options", [["--steps", "392"], ["--steps", "0"], ["--repeats", "0"]])
+def test_a_measurement_is_of_at_most_an_epoch(options, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *options])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert "--steps must be from 1 to 391, one epoch" in capsys.readouterr().err
 
 
 # The replication.

@@ -326,11 +326,16 @@ def test_a_smoke_run_writes_nothing_and_leaves_what_is_there():
 def test_a_result_is_not_overwritten_by_a_run_of_fewer_epochs():
     save_result(norm="gn", seed=7)
     before = read_all("results")
+    checkpoint = utils.get_checkpoint_path(make_run(norm="gn", seed=7), "checkpoints")
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
     _, said = save_result(norm="gn", seed=7, epochs=19)
     assert f"{RESULT} is there, of a run of more epochs" in said
     assert read_all("results") == before
+    assert checkpoint.exists(), "its epochs are lost"
     save_result(norm="gn", seed=7, lr=0.01)
     assert read_all("results") != before
+    assert not checkpoint.exists()
 
 
 def test_a_damaged_result_is_replaced():
