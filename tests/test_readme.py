@@ -17,6 +17,7 @@ import utils
 from conftest import NOTEBOOKS, ROOT
 
 README = (ROOT / "README.md").read_text()
+TEXT = " ".join(README.split())  # whatever its line breaks
 COMMANDS = re.findall(r"```sh\n(.*?)\n```", README, re.DOTALL)
 FINDINGS = " ".join(README.split("\n## Findings\n")[1].split("\n## ")[0].split())
 RESULTS = evidence.load_results(ROOT / "results")
@@ -116,7 +117,7 @@ def test_the_findings_on_the_seeds_are_those_of_the_results():
     assert "spread over {:.1f}, {:.1f} and {:.1f} points".format(*spreads) in FINDINGS
     ours = [max(by.values()) - min(by.values()) for by in get_finals("onecycle", "test")]
     least, most = min(spreads + ours), max(spreads + ours)
-    assert f"spread over {least:.1f} to {most:.1f} points" in " ".join(README.split())
+    assert f"spread over {least:.1f} to {most:.1f} points" in TEXT
     steps = (published[0] - published[1], published[1] - published[2])
     assert "lie {:.1f} (bn to gn) and {:.1f} (gn to ln)".format(*steps) in FINDINGS
     assert all(spread > max(steps) for spread in spreads[1:])
@@ -143,9 +144,8 @@ def test_the_times_threads_and_precisions_are_those_that_the_readme_names():
     assert two == {("reference", "bn", 1)}
     runs = [RESULTS["onecycle", norm, 1]["history"]["seconds"] for norm in NOTEBOOKS]
     minutes = sorted(round(sum(seconds) / 60) for seconds in runs)
-    text = " ".join(README.split())
-    assert "`onecycle` in bfloat16 and `reference` in float32, with one thread (`bn` with" in text
-    assert f"the committed ones trained for {minutes[0]} to {minutes[-1]} minutes" in text
+    assert "`onecycle` in bfloat16 and `reference` in float32, with one thread (`bn` with" in TEXT
+    assert f"the committed ones trained for {minutes[0]} to {minutes[-1]} minutes" in TEXT
 
 
 def test_accuracies_stand_only_in_the_tables_that_are_made_from_the_results():
@@ -196,7 +196,7 @@ def test_onecycle_has_the_best_learning_rate_and_no_later_trial_beats_it_by_the_
     rates = [values for trial, values in finals.items() if re.fullmatch(r"start|lr-[\d.]+", trial)]
     gains = [max(values) - mine for mine, *values in zip(finals[best], *rates, strict=True)]
     said = "{:.1f}, {:.1f} and {:.1f} points".format(*gains)
-    assert f"of those tried alone, the three would gain {said}" in " ".join(README.split())
+    assert f"of those tried alone, the three would gain {said}" in TEXT
 
 
 @pytest.mark.cifar10
@@ -209,7 +209,7 @@ def test_the_margin_is_two_standard_errors(cifar10_root):
     variances = [hits[:, :, half].double().mean(dim=2).var(dim=1).mean() for half in halves]
     error = 100 * (2 * torch.stack(variances).mean() / 3) ** 0.5  # of a difference of means of 3
     assert f"{2 * error:.1f}" == str(tune.MARGIN)
-    assert f"of `lr-0.05` by {tune.MARGIN} points to be taken" in " ".join(README.split())
+    assert f"of `lr-0.05` by {tune.MARGIN} points to be taken" in TEXT
 
 
 def test_the_norms_have_the_same_number_of_trials():
