@@ -67,6 +67,8 @@ TRIALS = {
     (AVERAGED := "lr-0.05-averaged-weights"): {"lr": 0.05},
     (NO_DECAY := "lr-0.05-no-decay-on-norms"): {"lr": 0.05},
     (ALTERNATING := "lr-0.05-flip-0-but-alternating"): {"lr": 0.05, "flip": 0.0},
+    (CENTRALIZED := "centralized-gradients"): {},
+    f"lr-0.05-{CENTRALIZED}": {"lr": 0.05},
 }
 
 
@@ -105,6 +107,14 @@ def spare_norms(optimizer: torch.optim.Optimizer) -> None:
     optimizer.add_param_group({"params": norms, "weight_decay": 0.0})
 
 
+def centralize_gradients(optimizer: torch.optim.Optimizer, *_) -> None:
+    """Take its mean out of the gradient of each filter (Yong et al. 2020, arXiv:2004.01461)."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.ndim > 1:  # no scale or shift
+                parameter.grad -= parameter.grad.mean((1, 2, 3), keepdim=True)
+
+
 class AlternatingFlip(TensorDataset):
     """Images of which each is mirrored in every other epoch (Jordan 2024, arXiv:2404.00498)."""
 
@@ -140,6 +150,8 @@ def run_trial(run: utils.Run, folder: Path = FOLDER) -> str:
         optimizer.register_step_post_hook(model.update)
     if name == NO_DECAY:
         spare_norms(optimizer)
+    if name.endswith(CENTRALIZED):
+        optimizer.register_step_pre_hook(centralize_gradients)
     scheduler = utils.get_scheduler(optimizer, recipe, len(train_loader))
     parts = (model, train_loader, loader, optimizer, scheduler, utils.get_loss(recipe))
     checkpoints = ROOT / "checkpoints" / "tuning"

@@ -199,6 +199,22 @@ def test_only_the_norms_are_spared_the_weight_decay():
     assert {group["lr"] for group in optimizer.param_groups} == {0.05}
 
 
+def test_the_gradient_of_each_filter_loses_its_mean_and_nothing_else():
+    model = Session8Net("bn")
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer.register_step_pre_hook(tune.centralize_gradients)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    model(torch.randn(4, 3, 32, 32))[:, 0].sum().backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    optimizer.step()
+    for parameter, old, gradient in zip(model.parameters(), before, gradients, strict=True):
+        if parameter.ndim == 4:  # a convolution's
+            for of_a_filter in gradient:
+                of_a_filter -= of_a_filter.mean()
+        assert torch.allclose(old - parameter, gradient, atol=1e-6)
+        assert gradient.abs().max() > 1e-4, "else this would show nothing"
+
+
 def test_an_alternating_flip_mirrors_each_image_in_every_other_epoch():
     images = torch.randint(0, 256, (6, 3, 4, 4), dtype=torch.uint8)
     dataset = tune.AlternatingFlip(images, torch.arange(6))
