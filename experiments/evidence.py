@@ -29,6 +29,12 @@ from models import Session8Net, get_norm  # noqa: E402
 
 NAMES = {"bn": "Batch", "gn": "Group", "ln": "Layer"}
 RECIPES = ("onecycle", "reference")
+FLOAT32 = "onecycle-float32"  # runs of `onecycle` where the precision was float32
+COMPARED = {
+    "onecycle": "`onecycle`",
+    FLOAT32: "`onecycle` in float32",
+    "reference": "`reference`",
+}
 PUBLISHED = {"bn": (81.10, 78.86), "gn": (80.30, 77.88), "ln": (79.91, 76.94)}  # train, test (%)
 
 Results = Mapping[tuple[str, str, int], dict]  # by recipe, norm and seed
@@ -50,6 +56,12 @@ def load_results(folder: Path) -> Results:
     """Return the results in `folder`, each under its (recipe, norm, seed)."""
     results = map(load_result, sorted(folder.glob("*.json")))
     return {(r["recipe"]["name"], r["norm"], r["seed"]): r for r in results}
+
+
+def load_all(folder: Path) -> Results:
+    """Return the results in `folder`, and those in its `float32` as of the recipe `FLOAT32`."""
+    float32 = load_results(folder / "float32")
+    return load_results(folder) | {(FLOAT32, *key[1:]): run for key, run in float32.items()}
 
 
 def get_accuracy(result: dict) -> tuple[float, float]:
@@ -127,10 +139,10 @@ def make_seeds(results: Results) -> str:
     header = ["recipe", "normalization", "seeds"]
     header += [f"{part} {what}" for part in ("train", "test") for what in ("mean", "s.d.", "95 %")]
     rows = []
-    for recipe in RECIPES:
+    for recipe, label in COMPARED.items():
         for norm, name in NAMES.items():
             runs = get_runs(results, recipe, norm).values()
-            row = [f"`{recipe}`", f"{name} (`{norm}`)", str(len(runs))]
+            row = [label, f"{name} (`{norm}`)", str(len(runs))]
             for values in zip(*map(get_accuracy, runs), strict=True):
                 spread = statistics.stdev(values) if len(values) > 1 else math.nan
                 row += [f"{statistics.mean(values):.2f}", format_number(spread)]
@@ -139,23 +151,41 @@ def make_seeds(results: Results) -> str:
     return format_table(header, rows, 2)
 
 
+DIFFERENCES = ("seeds", "train", "test", "train minus test")
+
+
 def make_differences(results: Results) -> str:
-    """Return the differences in test accuracy between norms, paired by seed, with interval."""
+    """Return the differences in accuracy between norms, in points, paired by seed."""
     rows = []
-    for recipe in RECIPES:
-        for one, other in combinations(NAMES, 2):
-            runs, others = (get_runs(results, recipe, norm) for norm in (one, other))
-            differences = [
-                get_accuracy(runs[seed])[1] - get_accuracy(others[seed])[1]
-                for seed in runs
-                if seed in others
-            ]
-            mean, half = statistics.mean(differences), get_interval(differences)
-            interval = "–" if math.isnan(half) else f"{mean - half:+.2f} to {mean + half:+.2f}"
-            row = [f"`{recipe}`", f"{one} - {other}", str(len(differences))]
-            rows.append([*row, f"{mean:+.2f}", interval])
-    header = ["recipe", "difference", "seeds", "mean (points)", "95 % interval"]
-    return format_table(header, rows, 2)
+    for recipe, label in COMPARED.items():
+        for pair in combinations(NAMES, 2):
+            runs = (get_runs(results, recipe, norm) for norm in pair)
+            rows.append([label, " - ".join(pair), *format_differences(*runs)])
+    return format_table(["recipe", "difference", *DIFFERENCES], rows, 2)
+
+
+def make_precisions(results: Results) -> str:
+    """Return how `onecycle` in float32 differs from it in bfloat16, in points, paired by seed."""
+    rows = []
+    for norm, name in NAMES.items():
+        runs = (get_runs(results, recipe, norm) for recipe in (FLOAT32, "onecycle"))
+        rows.append([f"{name} (`{norm}`)", *format_differences(*runs)])
+    return format_table(["float32 - bfloat16", *DIFFERENCES], rows, 1)
+
+
+def format_differences(ones: Mapping[int, dict], others: Mapping[int, dict]) -> list[str]:
+    """Return the cells under `DIFFERENCES`: mean and 95 % interval of one minus other, by seed."""
+    gains = []
+    for seed in sorted(ones.keys() & others.keys()):
+        pair = zip(get_accuracy(ones[seed]), get_accuracy(others[seed]), strict=True)
+        train, test = (one - other for one, other in pair)
+        gains.append((train, test, train - test))
+    cells = [str(len(gains))]
+    for values in zip(*gains, strict=True):
+        mean, half = statistics.mean(values), get_interval(values)
+        interval = format_number(half, f"{mean - half:+.2f} to {mean + half:+.2f}")
+        cells.append(f"{mean:+.2f} ({interval})")
+    return cells
 
 
 def make_mcnemar(results: Results, labels: Sequence[int]) -> str:
@@ -272,7 +302,8 @@ def draw_gaps(results: Results) -> Figure:
             runs = get_runs(results, recipe, norm).values()
             gaps = [train - test for train, test in map(get_accuracy, runs)]
             style = {key: utils.STYLES[norm][key] for key in ("color", "marker")}
-            axis.plot([x] * len(gaps), gaps, linestyle="none", **style)
+            places = [x + 0.07 * (i - (len(gaps) - 1) / 2) for i in range(len(gaps))]
+            axis.plot(places, gaps, linestyle="none", **style)
             axis.hlines(statistics.mean(gaps), x - 0.2, x + 0.2, color=style["color"])
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set(title=f"recipe {recipe}", xlim=(-0.5, len(NAMES) - 0.5))
@@ -328,7 +359,7 @@ def draw_figures(results: Results, data: utils.Data, folder: Path) -> None:
 
 
 def main() -> None:
-    results = load_results(ROOT / "results")
+    results = load_all(ROOT / "results")
     root = os.environ.get("CIFAR10_ROOT", ROOT / "data")
     data = utils.get_data(utils.get_recipe("onecycle"), root, utils.get_device())
     tables = {
@@ -336,6 +367,7 @@ def main() -> None:
         "results": make_table(results),
         "seeds": make_seeds(results),
         "differences": make_differences(results),
+        "precisions": make_precisions(results),
         "mcnemar": make_mcnemar(results, data.test.tensors[1].tolist()),
         "tuning": make_tuning(load_results(ROOT / "results" / "tuning")),
     }

@@ -1,6 +1,7 @@
 """The statistics, tables and figures that the README shows: known values, and no pretence."""
 
 import importlib.util
+import json
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def make_results(seeds=(1, 2, 3)):
             },
             "test_predictions": {"bn": "0123", "gn": "0120", "ln": "9993"}[norm],
         }
-        for recipe in evidence.RECIPES
+        for recipe in evidence.COMPARED
         for norm in evidence.NAMES
         for seed in seeds
     }
@@ -54,7 +55,8 @@ def test_means_and_differences_are_over_the_seeds_and_of_the_last_epoch():
     assert row in table.split("\n")
     table = evidence.make_differences(make_results())
     # By seed 1, 0 and 2 points, so 1 +- 4.3027 / sqrt(3).
-    assert "| `reference` | bn - gn | 3 | +1.00 | -1.48 to +3.48 |" in table.split("\n")
+    cells = "+1.00 (-1.48 to +3.48) | +1.00 (-1.48 to +3.48) | +0.00 (+0.00 to +0.00)"
+    assert f"| `reference` | bn - gn | 3 | {cells} |" in table.split("\n")
 
 
 @needs_scipy
@@ -62,15 +64,37 @@ def test_differences_are_paired_by_the_seeds_that_both_have():
     results = make_results()
     del results["onecycle", "bn", 3]
     table = evidence.make_differences(results)
-    assert "| `onecycle` | bn - gn | 2 | +0.50 | -5.85 to +6.85 |" in table.split("\n")
+    assert "| `onecycle` | bn - gn | 2 | +0.50 (-5.85 to +6.85) | +0.50 (-5.85" in table
 
 
 @needs_scipy
 def test_one_seed_has_no_spread():
     row = "| `onecycle` | Batch (`bn`) | 1 | 81.00 | – | – | 80.00 | – | – |"
     assert row in evidence.make_seeds(make_results([1])).split("\n")
-    row = "| `onecycle` | bn - ln | 1 | +10.00 | – |"
+    row = "| `onecycle` | bn - ln | 1 | +10.00 (–) | +10.00 (–) | +0.00 (–) |"
     assert row in evidence.make_differences(make_results([1])).split("\n")
+
+
+@needs_scipy
+def test_the_precisions_are_compared_by_train_test_and_the_gap_between_them():
+    results = make_results()
+    for seed, gain in ((1, 1.0), (2, 2.0), (3, 3.0)):
+        results[evidence.FLOAT32, "gn", seed]["history"]["train_acc"][-1] += gain
+    rows = evidence.make_precisions(results).split("\n")[2:]
+    zero, two = "+0.00 (+0.00 to +0.00)", "+2.00 (-0.48 to +4.48)"
+    assert rows[0] == f"| Batch (`bn`) | 3 | {zero} | {zero} | {zero} |"
+    assert rows[1] == f"| Group (`gn`) | 3 | {two} | {zero} | {two} |"
+
+
+def test_runs_in_float32_are_kept_apart(tmp_path):
+    for folder, accuracy in ((tmp_path, 80), (tmp_path / "float32", 81)):
+        folder.mkdir(exist_ok=True)
+        run = {"recipe": {"name": "onecycle"}, "norm": "bn", "seed": 1}
+        run["history"] = {"train_acc": [accuracy], "test_acc": [accuracy]}
+        (folder / "onecycle-bn-seed1.json").write_text(json.dumps(run))
+    results = evidence.load_all(tmp_path)
+    found = {recipe: evidence.get_accuracy(run) for (recipe, _, _), run in results.items()}
+    assert found == {"onecycle": (80, 80), evidence.FLOAT32: (81, 81)}
 
 
 @needs_scipy
