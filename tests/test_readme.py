@@ -74,11 +74,13 @@ def subtract(ones, others):
 
 
 def test_the_findings_numbers_are_those_of_the_results():
-    ours, reference = (get_means(recipe, "test") for recipe in evidence.RECIPES)
-    said = "ends {:.1f}, {:.1f} and {:.1f} points above `reference`"
-    assert said.format(*subtract(ours, reference)) in FINDINGS
-    apart = [max(means) - min(means) for means in (ours, reference)]
-    assert "lie {:.1f} points apart with `onecycle` and {:.1f} with".format(*apart) in FINDINGS
+    ours, float32, reference = (get_means(recipe, "test") for recipe in evidence.COMPARED)
+    said = "ends {:.1f}, {:.1f} and {:.1f} points above `reference` (bn, gn, ln), and in the same "
+    said += "precision, float32, {:.1f}, {:.1f} and {:.1f} points"
+    assert said.format(*subtract(ours, reference), *subtract(float32, reference)) in FINDINGS
+    apart = [max(means) - min(means) for means in (ours, float32, reference)]
+    said = "lie {:.1f} points apart with `onecycle`, {:.1f} in float32, and {:.1f} with `reference`"
+    assert said.format(*apart) in FINDINGS
     gaps = subtract(get_means("onecycle", "train"), ours)
     assert "ends {:.1f}, {:.1f} and {:.1f} points above it (bn".format(*gaps) in FINDINGS
 
@@ -118,38 +120,40 @@ def test_the_findings_on_the_published_recipe_are_what_the_table_says():
 
 
 def test_the_finding_on_the_better_recipe_is_what_the_table_says():
-    bn_gn, bn_ln, gn_ln = get_differences("`onecycle`")
-    said = "`bn` leads by {:.1f} and {:.1f} points in test accuracy, and each interval includes 0"
-    assert said.format(bn_gn[1][0], bn_ln[1][0]) in FINDINGS
-    assert all(includes_0(row[1]) for row in (bn_gn, bn_ln, gn_ln))
-    assert f"a lead of up to {bn_gn[1][2]:.1f} points over `gn` is not excluded" in FINDINGS
-    means = get_means("onecycle", "train")
-    assert f"the three lie within {max(means) - min(means):.1f} points" in FINDINGS
+    said = "`bn` leads by {:.1f} and {:.1f} points in test accuracy in float32, and no interval "
+    said += "includes 0; in bfloat16 by {:.1f} and {:.1f}, and each does"
+    float32, bfloat16 = map(get_differences, ("`onecycle` in float32", "`onecycle`"))
+    leads = [row[1] for row in (*float32[:2], *bfloat16[:2])]
+    assert said.format(*(mean for mean, _, _ in leads)) in FINDINGS
+    assert list(map(includes_0, leads)) == [False, False, True, True]
+    assert all(includes_0(row[0]) for row in (*float32[:2], *bfloat16[:2]))
 
 
 def test_the_finding_on_group_and_layer_is_what_the_table_says():
-    words = ("no", "one", "two", "three", "four", "all")
-    ahead = []
-    for recipe in evidence.RECIPES:
+    words, ahead = ("no", "one", "two", "three", "four", "all"), {}
+    for recipe, label in evidence.COMPARED.items():
         _, gn, ln = get_finals(recipe, "test")
-        ahead.append(words[sum(ln[seed] > gn[seed] for seed in range(1, 6))])
-        assert includes_0(get_differences(f"`{recipe}`")[2][1])
-    said = (
-        "`ln` beats `gn` with {1} of the five seeds of `reference` and {0} of those of `onecycle`"
-    )
-    assert said.format(*ahead) in FINDINGS
-    mean, _, high = get_differences("`onecycle`")[2][0]
-    assert high < 0
-    assert f"In train accuracy with `onecycle`, `ln` is ahead by {-mean:.1f} points" in FINDINGS
+        ahead[recipe] = words[sum(ln[seed] > gn[seed] for seed in range(1, 6))]
+        assert includes_0(get_differences(label)[2][1])
+    said = f"`ln` beats `gn` with {ahead['reference']} of the five seeds of `reference`, and of "
+    said += f"`onecycle` with {ahead['onecycle']} in bfloat16 and {ahead[evidence.FLOAT32]} in"
+    assert said in FINDINGS
 
 
 def test_the_finding_on_regularization_is_what_the_table_says():
-    rows = [row for recipe in evidence.RECIPES for row in get_differences(f"`{recipe}`")[:2]]
+    rows = [row for label in evidence.COMPARED.values() for row in get_differences(label)[:2]]
     gaps = [row[2] for row in rows]
     means = [-mean for mean, _, _ in gaps]
-    assert f"It does, by {min(means):.1f} to {max(means):.1f} points, but each interval" in FINDINGS
-    assert len(gaps) == 4
-    assert all(map(includes_0, gaps))
+    assert f"It does, by {min(means):.1f} to {max(means):.1f} points, but only one" in FINDINGS
+    assert len(gaps) == 6
+    assert sum(map(includes_0, gaps)) == 5
+
+
+def test_the_finding_on_bfloat16_is_what_the_table_says():
+    rows = [get_differences(f"{name} (`{norm}`)") for norm, name in evidence.NAMES.items()]
+    bn, gn, ln = (tests for ((_, tests, _),) in rows)
+    assert f"is {bn[0]:+.2f}, {gn[0]:+.2f} and {ln[0]:+.2f} points in test accuracy" in FINDINGS
+    assert (includes_0(bn), gn[2] < 0, includes_0(ln)) == (True, True, True)
 
 
 def test_the_findings_on_the_seeds_are_those_of_the_results():
@@ -190,7 +194,11 @@ def test_the_times_threads_and_precisions_are_those_that_the_readme_names():
     runs = [RESULTS["onecycle", norm, 1]["history"]["seconds"] for norm in NOTEBOOKS]
     minutes = sorted(round(sum(seconds) / 60) for seconds in runs)
     assert "`onecycle` in bfloat16 and `reference` in float32, with one thread (`bn` with" in TEXT
-    assert f"the committed ones trained for {minutes[0]} to {minutes[-1]} minutes" in TEXT
+    assert f"the committed ones trained for {minutes[0]} to {minutes[-1]} minutes; in" in TEXT
+    runs = [run["history"]["seconds"] for key, run in RESULTS.items() if key[0] == evidence.FLOAT32]
+    minutes = sorted(round(sum(seconds) / 60) for seconds in runs)
+    assert f"in float32 it takes {minutes[0]} to {minutes[-1]})" in TEXT
+    assert len(runs) == 15
 
 
 def test_accuracies_stand_only_in_the_tables_that_are_made_from_the_results():
