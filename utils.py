@@ -46,11 +46,12 @@ class Recipe:
     data: str = CIFAR  # or GRATINGS
     epochs: int = 20  # as published
     batch_size: int = 128  # images
-    optimizer: str = "sgd"
+    optimizer: str = "sgd"  # or "muon"
     lr: float = 0.05  # onecycle: the highest
+    affine_lr: float = 0.05  # muon: that of the scales and shifts, which SGD trains
     momentum: float = 0.9
     nesterov: bool = True
-    weight_decay: float = 5e-4  # on all parameters
+    weight_decay: float = 5e-4  # sgd: on all parameters; muon: on the convolutions, decoupled
     scheduler: str = "onecycle"  # or "step"
     warmup: float = 0.2  # onecycle: share of the steps in which the rate rises to `lr`
     start_factor: float = 0.1  # onecycle: the first step's learning rate, as a share of `lr`
@@ -73,7 +74,7 @@ class Recipe:
 
 _BOUNDS = (
     ("epochs batch_size step_epochs", 1, math.inf),
-    ("lr weight_decay", 0, sys.float_info.max),
+    ("lr affine_lr weight_decay", 0, sys.float_info.max),
     ("momentum warmup dropout flip", 0, 1),
     ("start_factor step_factor", 1e-9, 1),
     ("crop", 0, 31),  # a reflection is shorter than the image
@@ -560,14 +561,79 @@ def get_loader(
 
 
 def get_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer. Raises ValueError, listing the known ones, for another."""
-    return _choose("optimizer", recipe.optimizer, {"sgd": torch.optim.SGD})(
-        model.parameters(),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-    )
+    """Return the recipe's optimizer. Raises ValueError, listing the known ones, for another.
+
+    "muon" is for a model that is on its device and in its memory format already.
+    """
+    parameters = list(model.parameters())
+    known = {
+        "sgd": lambda: torch.optim.SGD(
+            parameters,
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+            weight_decay=recipe.weight_decay,
+        ),
+        "muon": lambda: MuonAndSGD(
+            [parameter for parameter in parameters if parameter.ndim == 4],
+            [parameter for parameter in parameters if parameter.ndim != 4],
+            recipe,
+        ),
+    }
+    return _choose("optimizer", recipe.optimizer, known)()
+
+
+class MuonAndSGD(torch.optim.Optimizer):
+    """Muon (Jordan 2024) for `kernels` (out, in, height, width), and SGD for all `others`.
+
+    Muon moves a convolution by an orthogonal matrix (out, in x height x width). torch.optim.Muon
+    takes matrices alone, so it gets views of the kernels, on the same memory.
+    """
+
+    def __init__(
+        self, kernels: Sequence[nn.Parameter], others: Sequence[nn.Parameter], recipe: Recipe
+    ):
+        self.kernels, self.matrices = kernels, [_as_matrix(kernel) for kernel in kernels]
+        momentum = {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
+        self.parts = (
+            torch.optim.Muon(
+                self.matrices, lr=recipe.lr, weight_decay=recipe.weight_decay, **momentum
+            ),
+            torch.optim.SGD(others, lr=recipe.affine_lr, **momentum),
+        )
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for kernel, matrix in zip(self.kernels, self.matrices, strict=True):
+            if kernel.data_ptr() != matrix.data_ptr():
+                raise RuntimeError("The model was moved after its optimizer was made.")
+            matrix.grad = None if kernel.grad is None else _as_matrix(kernel.grad, like=kernel)
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        for kernel in self.kernels:
+            kernel.grad = None
+
+    def state_dict(self) -> dict:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
+def _as_matrix(kernel: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
+    """Return a view (out, in x height x width) of a kernel, whose order is that of its memory."""
+    like = kernel if like is None else like
+    if not like.is_contiguous():  # channels_last
+        kernel = kernel.permute(0, 2, 3, 1)
+    if like is kernel:
+        return kernel.detach().view(len(kernel), -1)
+    return kernel.detach().reshape(len(kernel), -1)
 
 
 def get_scheduler(
@@ -581,7 +647,7 @@ def get_scheduler(
     known = {
         "onecycle": lambda: torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
-            max_lr=recipe.lr,
+            max_lr=[group["lr"] for group in optimizer.param_groups],
             total_steps=recipe.epochs * steps_per_epoch,
             pct_start=recipe.warmup,
             anneal_strategy="linear",
