@@ -14,22 +14,15 @@ from torch.nn import functional as F
 
 
 def get_norm(norm: str, channels: int, groups: int = 4) -> nn.Module:
-    """Return the normalization that `norm` names, with one scale and one shift a channel.
+    """Return the layer that `norm` names in NORMS, with one scale and one shift a channel.
 
-    "bn" is batch, "gn" group and "ln" layer normalization. The last normalizes over (C, H, W) of
-    one image, which is group normalization with one group (Wu and He 2018); nn.LayerNorm would
-    have a scale and a shift for each element instead of each channel.
     Raises ValueError for another name, and for groups that do not divide the channels.
     """
-    if norm == "bn":
-        return nn.BatchNorm2d(channels)
-    if norm == "ln":
-        return nn.GroupNorm(1, channels)
-    if norm != "gn":
-        raise ValueError(f"norm is {norm!r}, but must be one of 'bn', 'gn', 'ln'")
-    if groups < 1 or channels % groups:
+    if norm not in NORMS:
+        raise ValueError(f"norm is {norm!r}, but must be one of {', '.join(map(repr, NORMS))}")
+    if norm == "gn" and (not isinstance(groups, int) or groups < 1 or channels % groups):
         raise ValueError(f"groups={groups} cannot divide the {channels} channels of a layer evenly")
-    return GroupNorm(groups, channels)
+    return NORMS[norm](channels, groups)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -56,6 +49,30 @@ def _change_format(
     return x.contiguous(memory_format=to)
 
 
+class ScaleAndShift(nn.Module):
+    """One scale and one shift a channel, (N, C, H, W) -> (N, C, H, W); nothing is normalized."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight, bias = (p.to(x.dtype).view(-1, 1, 1) for p in (self.weight, self.bias))
+        return x * weight + bias
+
+
+# What `norm` can be: batch, group and layer normalization, and none as what to compare them with.
+# Layer normalization is over (C, H, W) of one image, which is group normalization with one group
+# (Wu and He 2018); nn.LayerNorm would have a scale and a shift for each element.
+NORMS = {
+    "bn": lambda channels, groups: nn.BatchNorm2d(channels),
+    "gn": lambda channels, groups: GroupNorm(groups, channels),
+    "ln": lambda channels, groups: nn.GroupNorm(1, channels),
+    "none": lambda channels, groups: ScaleAndShift(channels),
+}
+
+
 def conv_block(
     in_channels: int,
     out_channels: int,
@@ -71,6 +88,8 @@ def conv_block(
     `momentum` is that of batch normalization's running averages. At `dropout=0` there is no
     dropout layer. Raises ValueError as `get_norm` does, and for a dropout outside [0, 1].
     """
+    if not 0 <= dropout <= 1:  # also for nan
+        raise ValueError(f"dropout is {dropout!r}, but must be between 0 and 1")
     layers = OrderedDict(
         conv=nn.Conv2d(in_channels, out_channels, 3, padding=padding, bias=False),
         relu=nn.ReLU(inplace=True),  # the convolution's output is not needed again
@@ -97,7 +116,7 @@ class Net(nn.Module):
 class Session8Net(Net):
     """The experiment's CNN: 48,448 parameters on (N, 3, 32, 32), whichever the normalization.
 
-    `norm` is "bn", "gn" or "ln"; `groups` is the number of groups of "gn"; `dropout` is the
+    `norm` is a name in NORMS; `groups` is the number of groups of "gn"; `dropout` is the
     probability that an activation is dropped after every block but the first.
     Raises ValueError for an unknown norm, groups that do not divide the channels of every block
     (16, 24, 32 and 40), and a dropout outside [0, 1].

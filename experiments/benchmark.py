@@ -8,13 +8,16 @@ a slow minute of the machine hits them all. It prints a table in Markdown.
 """
 
 import argparse
-import multiprocessing
+import contextlib
+import os
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
 
 import torch
 from PIL import Image
@@ -22,10 +25,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision import transforms
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import utils  # noqa: E402
-from models import Session8Net  # noqa: E402
+import records
+import utils
+from cifar10 import MEAN, STD, Data
+from models import Session8Net
+from runs import get_environment
 
 SIZE = 50_000  # images, as many as CIFAR-10 has for training
 RECIPE = utils.get_recipe("onecycle")
@@ -56,7 +60,7 @@ def make_textbook(norm: str, workers: int) -> Run:
         [
             transforms.RandomHorizontalFlip(),
             transforms.ToTensor(),
-            transforms.Normalize(utils.MEAN, utils.STD),
+            transforms.Normalize(MEAN, STD),
         ]
     )
     loader = DataLoader(
@@ -92,55 +96,49 @@ def make_textbook(norm: str, workers: int) -> Run:
 
 def make_ours(norm: str, evaluate: bool = False) -> Run:
     """Return the notebooks' own `train`, or `test`, on so many batches of the recipe."""
-    device = utils.get_device()
-    images = torch.randint(0, 256, (SIZE, 3, 32, 32), dtype=torch.uint8).to(device)
-    labels = torch.arange(SIZE, device=device) % 10
-    model, optimizer = make_model(norm, device)
-    scheduler = utils.get_scheduler(optimizer, RECIPE, 1_000_000)  # never at its end
-    criterion = utils.get_loss(RECIPE)
-    train_transforms, test_transforms = (
-        utils.get_train_transforms(RECIPE),
-        utils.get_test_transforms(),
-    )
+    precision, parts = assemble(norm)
+    model, train_loader, test_loader, *rest = parts
+    loader = test_loader if evaluate else train_loader
+    tensors = loader.dataset.tensors
 
     def run(steps: int) -> None:
         part = steps * RECIPE.batch_size
-        dataset = TensorDataset(images[:part], labels[:part])
+        loader.dataset = TensorDataset(*(tensor[:part] for tensor in tensors))
         if evaluate:
-            loader = utils.get_loader(dataset, test_transforms, RECIPE.batch_size)
-            utils.test(model, loader, criterion)
+            utils.test(model, loader, rest[-1], precision)
         else:
-            loader = utils.get_loader(dataset, train_transforms, RECIPE.batch_size, shuffle=True)
-            utils.train(model, loader, optimizer, scheduler, criterion)
+            utils.train(model, loader, *rest, precision)
 
     return run
 
 
 def make_floor(norm: str) -> Run:
     """Return forward, backward and step on one batch: no data, no count, no schedule."""
-    device = utils.get_device()
-    images = torch.randn(RECIPE.batch_size, 3, 32, 32, device=device)
-    labels = torch.arange(RECIPE.batch_size, device=device) % 10
-    model, optimizer = make_model(norm, device)
-    precision = utils.get_precision(device)
+    precision, (model, loader, _, optimizer, _, criterion) = assemble(norm)
+    images, labels = next(iter(loader))
     utils.keep_memory()
+    model.train()
 
     def run(steps: int) -> None:
         for _ in range(steps):
-            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            with torch.autocast(images.device.type, torch.bfloat16, precision == "bfloat16"):
                 prediction = model(images)
             optimizer.zero_grad()
-            nn.functional.nll_loss(prediction, labels).backward()
+            criterion(prediction, labels).backward()
             optimizer.step()
 
     return run
 
 
-def make_model(norm: str, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Return network and optimizer as the notebooks have them."""
-    model = Session8Net(norm, dropout=RECIPE.dropout).train()
-    model = model.to(device, memory_format=torch.channels_last)
-    return model, utils.get_optimizer(model, RECIPE)
+def assemble(norm: str) -> tuple[str, tuple]:
+    """Return the precision, and what the notebooks train with, on random images."""
+    device = utils.get_device()
+    images = torch.randint(0, 256, (SIZE, 3, 32, 32), dtype=torch.uint8)
+    dataset = TensorDataset(images, torch.arange(SIZE) % 10)
+    precision = utils.get_precision(os.environ.get("PRECISION"), device)
+    recipe = replace(RECIPE, epochs=1000)  # never at the end of its schedule
+    data = Data((), dataset, dataset).to(device)
+    return precision, utils.assemble(utils.Run(recipe, norm, 1, precision), data)
 
 
 KINDS: dict[str, Callable[[str], Run]] = {
@@ -152,54 +150,48 @@ KINDS: dict[str, Callable[[str], Run]] = {
 }
 
 
-def serve(kind: str, norm: str, connection) -> None:
-    """Answer a number of steps with their seconds; answer 0 with the peak memory in GiB, and end.
-
-    The memory is that of this process, without a loader's workers; on CUDA it is the GPU's.
-    """
-    device, run = utils.get_device(), KINDS[kind](norm)
-    run(WARMUP)
-    while steps := connection.recv():
-        run(WARMUP)
-        connection.send(measure(run, steps, device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 2**30
-    connection.send(peak)
+def prepare(kind: str, norm: str) -> None:
+    """Make this process the one that measures `kind`."""
+    global RUN
+    RUN = KINDS[kind](norm)
+    RUN(WARMUP)
 
 
-def measure(run: Run, steps: int, device: torch.device) -> float:
-    """Return the seconds that `steps` steps take, on CUDA until the GPU has done them."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+def measure(steps: int) -> float:
+    """Return the milliseconds a step of this process's kind, on CUDA until the GPU is done."""
+    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    RUN(WARMUP)
+    synchronize()
     start = time.perf_counter()
-    run(steps)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    RUN(steps)
+    synchronize()
+    return (time.perf_counter() - start) / steps * 1000
+
+
+def get_peak() -> float:
+    """Return this process's peak memory in GiB, on CUDA the GPU's, without a loader's workers."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def measure_norm(norm: str, steps: int, repeats: int) -> dict[str, tuple[list[float], float]]:
     """Return, for each kind, the milliseconds a step of each repeat and the peak memory in GiB."""
-    spawn = multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
-    for kind in KINDS:
-        pipes[kind], theirs = spawn.Pipe()
-        processes.append(spawn.Process(target=serve, args=(kind, norm, theirs)))
-        processes[-1].start()
-        theirs.close()  # so that a process that fails ends the wait for it
-    times = {kind: [] for kind in KINDS}
-    for _ in range(repeats):
-        for kind, pipe in pipes.items():
-            pipe.send(steps)
-            times[kind].append(pipe.recv() / steps * 1000)
-    memory = {}
-    for kind, pipe in pipes.items():
-        pipe.send(0)
-        memory[kind] = pipe.recv()
-    for process in processes:
-        process.join()
-    return {kind: (times[kind], memory[kind]) for kind in KINDS}
+    with contextlib.ExitStack() as stack:
+        pools = {
+            kind: stack.enter_context(
+                ProcessPoolExecutor(1, get_context("spawn"), prepare, (kind, norm))
+            )
+            for kind in KINDS
+        }
+        for pool in pools.values():
+            pool.submit(get_peak).result()  # ready, so that none gets ready while another measures
+        times = {kind: [] for kind in KINDS}
+        for _ in range(repeats):
+            for kind, pool in pools.items():
+                times[kind].append(pool.submit(measure, steps).result())
+        peaks = {kind: pool.submit(get_peak).result() for kind, pool in pools.items()}
+    return {kind: (times[kind], peaks[kind]) for kind in KINDS}
 
 
 def make_rows(norm: str, measured: dict[str, tuple[list[float], float]]) -> list[str]:
@@ -233,10 +225,12 @@ def main() -> None:
     if not 1 <= arguments.steps <= EPOCH or arguments.repeats < 1:
         parser.error(f"--steps must be from 1 to {EPOCH}, one epoch, and --repeats at least 1")
     measured = {}
-    for norm in ("bn", "gn", "ln"):
+    for norm in records.NORMS:
         print(f"measuring {norm} ...", file=sys.stderr)
         measured[norm] = measure_norm(norm, arguments.steps, arguments.repeats)
-    environment = utils.get_environment(utils.get_device())
+    device = utils.get_device()
+    precision = utils.get_precision(os.environ.get("PRECISION"), device)
+    environment = get_environment(device, precision)
     print(", ".join(f"{key} {value}" for key, value in environment.items()), end="\n\n")
     print("| norm | loop | ms a step: median (range) | images/s | s an epoch | peak GiB |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")

@@ -1,4 +1,4 @@
-"""Statistics over the runs in results/: renew the README's tables and figures from them.
+"""Statistics over the runs in results/: renew both pages' tables and figures from them.
 
     pip install -r experiments/requirements.txt
     python experiments/evidence.py
@@ -7,72 +7,48 @@ McNemar's test and the misclassified images need CIFAR-10 in the folder CIFAR10_
 ./data).
 """
 
-import json
 import math
 import os
 import re
-import statistics
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from torch import nn
+from scipy import stats
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import records
+import utils
+from cifar10 import Data
+from models import Session8Net, get_norm
+from records import NAMES, NORMS, ROOT, SEEDS, Results
 
-import utils  # noqa: E402
-from models import Session8Net, get_norm  # noqa: E402
-
-NAMES = {"bn": "Batch", "gn": "Group", "ln": "Layer"}
-RECIPES = ("onecycle", "reference")
-FLOAT32 = "onecycle-float32"  # runs of `onecycle` where the precision was float32
-COMPARED = {
-    "onecycle": "`onecycle`",
-    FLOAT32: "`onecycle` in float32",
-    "reference": "`reference`",
-}
+RECIPES = ("reference", "onecycle")  # those of the pages, in float32
+PARTS = {"train": "train", "test": "test", "gap": "train minus test"}
 PUBLISHED = {"bn": (81.10, 78.86), "gn": (80.30, 77.88), "ln": (79.91, 76.94)}  # train, test (%)
 
-Results = Mapping[tuple[str, str, int], dict]  # by recipe, norm and seed
+
+def make_frame(results: Results) -> pd.DataFrame:
+    """Return a row a run: recipe, norm, seed, and final accuracies (%), never the best epoch's.
+
+    `gap` is train minus test, in points. Runs of other seeds than SEEDS are left out.
+    """
+    rows = []
+    for (recipe, norm, seed), run in results.items():
+        if seed in SEEDS:
+            last = {k: v[-1] for k, v in run["history"].items() if k.endswith("_acc")}
+            rows.append({"recipe": recipe, "norm": norm, "seed": seed} | last)
+    frame = pd.DataFrame(rows).rename(columns=lambda name: name.removesuffix("_acc"))
+    return frame.assign(gap=frame.train - frame.test) if "test" in frame else frame
 
 
-def load_result(path: Path) -> dict:
-    """Return the result in that file. Raises ValueError if it holds something else."""
-    try:
-        result = json.loads(path.read_text())
-        whole = {"recipe", "norm", "seed", "history"} <= result.keys()
-    except (ValueError, AttributeError):
-        whole = False
-    if not whole:
-        raise ValueError(f"{path} is not the result of a run. Move it away.")
-    return result
-
-
-def load_results(folder: Path) -> Results:
-    """Return the results in `folder`, each under its (recipe, norm, seed)."""
-    results = map(load_result, sorted(folder.glob("*.json")))
-    return {(r["recipe"]["name"], r["norm"], r["seed"]): r for r in results}
-
-
-def load_all(folder: Path) -> Results:
-    """Return the results in `folder`, and those in its `float32` as of the recipe `FLOAT32`."""
-    float32 = load_results(folder / "float32")
-    return load_results(folder) | {(FLOAT32, *key[1:]): run for key, run in float32.items()}
-
-
-def get_accuracy(result: dict) -> tuple[float, float]:
-    """Return the final epoch's train and test accuracy in percent, never the best epoch's."""
-    return result["history"]["train_acc"][-1], result["history"]["test_acc"][-1]
-
-
-def get_runs(results: Results, recipe: str, norm: str) -> dict[int, dict]:
-    """Return the results of one recipe and one norm by seed, in the order of the seeds."""
-    keys = sorted(key for key in results if key[:2] == (recipe, norm))
-    return {key[2]: results[key] for key in keys}
+def get_values(frame: pd.DataFrame, part: str, **chosen: str) -> list[float]:
+    """Return that column of the rows that have the chosen values, such as `norm="bn"`."""
+    for column, value in chosen.items():
+        frame = frame[frame[column] == value]
+    return frame.sort_values("seed")[part].tolist()
 
 
 # --- Statistics ----------------------------------------------------------------------------------
@@ -83,12 +59,32 @@ def get_interval(values: Sequence[float]) -> float:
 
     It is nan for fewer than two values.
     """
-    from scipy import stats  # here, since a user of the notebooks needs no scipy
-
     if len(values) < 2:
         return math.nan
-    quantile = stats.t.ppf(0.975, len(values) - 1)
-    return float(quantile * statistics.stdev(values) / math.sqrt(len(values)))
+    return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+
+
+def compare(ones: Sequence[float], others: Sequence[float]) -> tuple[float, float, float, float]:
+    """Return the difference of two means, its 95 % interval, and p, by Welch's t (1947).
+
+    The last three are nan for fewer than two values of either.
+    """
+    difference = sum(ones) / len(ones) - sum(others) / len(others)
+    if min(len(ones), len(others)) < 2:
+        return difference, math.nan, math.nan, math.nan
+    welch = stats.ttest_ind(ones, others, equal_var=False)
+    low, high = welch.confidence_interval()
+    return difference, float(low), float(high), float(welch.pvalue)
+
+
+def correct(ps: Sequence[float]) -> list[float]:
+    """Return the p-values corrected for being that many (Holm 1979); a nan is none, and stays."""
+    corrected, highest = [math.nan] * len(ps), 0.0
+    known = sorted((p, i) for i, p in enumerate(ps) if not math.isnan(p))
+    for rank, (p, i) in enumerate(known):
+        highest = max(highest, (len(known) - rank) * p)
+        corrected[i] = min(1.0, highest)
+    return corrected
 
 
 def get_hits(result: dict, labels: Sequence[int]) -> list[bool]:
@@ -103,8 +99,6 @@ def compare_pairs(one: Sequence[bool], other: Sequence[bool]) -> tuple[int, int,
     These are the number of images that only `one` has right, that only `other` has right, and the
     two-sided p-value of the hypothesis that both numbers are equal but for chance.
     """
-    from scipy import stats
-
     pairs = list(zip(one, other, strict=True))
     only_one, only_other = pairs.count((True, False)), pairs.count((False, True))
     if only_one + only_other == 0:
@@ -115,151 +109,98 @@ def compare_pairs(one: Sequence[bool], other: Sequence[bool]) -> tuple[int, int,
 # --- Tables --------------------------------------------------------------------------------------
 
 
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int) -> str:
-    """Return a Markdown table, whose columns but the first `text_columns` are numbers."""
-    rule = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *rows))
+def make_markdown(frame: pd.DataFrame) -> str:
+    """Return a Markdown table of the frame and its index: numbers to two places, a dash for nan."""
+    frame = frame.rename(lambda v: f"{NAMES[v]} (`{v}`)" if v in NAMES else v).reset_index()
+    align = ["right" if pd.api.types.is_numeric_dtype(t) else "left" for t in frame.dtypes]
+    frame = frame.map(lambda v: f"{v:.2f}" if isinstance(v, float) else v)
+    text = frame.to_markdown(index=False, disable_numparse=True, colalign=align)
+    return re.sub(r"[+]?\bnan\b", "–", text)
 
 
-def make_table(results: Results) -> str:
-    """Return final accuracy of seed 1, the notebooks' runs, beside what was published."""
-    header = ["normalization", "`onecycle` train", "`onecycle` test"]
-    header += ["`reference` train", "`reference` test", "published train", "published test"]
-    rows = []
-    for norm, name in NAMES.items():
-        ours = [get_accuracy(results[recipe, norm, 1]) for recipe in RECIPES]
-        numbers = [f"{value:.2f}" for pair in (*ours, PUBLISHED[norm]) for value in pair]
-        numbers[1] = f"**{numbers[1]}**"
-        rows.append([f"{name} (`{norm}`)", *numbers])
-    return format_table(header, rows, 1)
+def make_table(frame: pd.DataFrame) -> str:
+    """Return the final test accuracy, mean and 95 % interval, beside what was published."""
+    table = pd.DataFrame({"published": {norm: PUBLISHED[norm][1] for norm in NORMS}})
+    for recipe in RECIPES:
+        values = [get_values(frame, "test", recipe=recipe, norm=norm) for norm in NORMS]
+        table[f"`{recipe}`"] = [f"{sum(v) / len(v):.2f} ± {get_interval(v):.2f}" for v in values]
+    return make_markdown(table.rename_axis("normalization"))
 
 
-def make_seeds(results: Results) -> str:
+def make_seeds(frame: pd.DataFrame) -> str:
     """Return mean, standard deviation and 95 % interval over the seeds, by recipe and norm."""
-    header = ["recipe", "normalization", "seeds"]
-    header += [f"{part} {what}" for part in ("train", "test") for what in ("mean", "s.d.", "95 %")]
-    rows = []
-    for recipe, label in COMPARED.items():
-        for norm, name in NAMES.items():
-            runs = get_runs(results, recipe, norm).values()
-            row = [label, f"{name} (`{norm}`)", str(len(runs))]
-            for values in zip(*map(get_accuracy, runs), strict=True):
-                spread = statistics.stdev(values) if len(values) > 1 else math.nan
-                row += [f"{statistics.mean(values):.2f}", format_number(spread)]
-                row += [format_number(get_interval(values), "± {:.2f}")]
-            rows.append(row)
-    return format_table(header, rows, 2)
+    whats = {"mean": "mean", "s.d.": "std", "± 95 %": get_interval}
+    columns = {f"{p} {what}": (p, f) for p in ("train", "test") for what, f in whats.items()}
+    groups = frame[frame.recipe.isin(RECIPES)].groupby(["recipe", "norm"])
+    return make_markdown(groups.agg(seeds=("seed", "size"), **columns))
 
 
-DIFFERENCES = ("seeds", "train", "test", "train minus test")
+def make_differences(frame: pd.DataFrame) -> str:
+    """Return the differences between norms, in points; bold is what is shown."""
+    pairs = {
+        (f"`{recipe}`", f"{one} - {other}"): [
+            frame[(frame.recipe == recipe) & (frame.norm == norm)] for norm in (one, other)
+        ]
+        for recipe in RECIPES
+        for one, other in combinations(NORMS, 2)
+    }
+    return format_differences(["recipe", "difference"], pairs)
 
 
-def make_differences(results: Results) -> str:
-    """Return the differences in accuracy between norms, in points, paired by seed."""
-    rows = []
-    for recipe, label in COMPARED.items():
-        for pair in combinations(NAMES, 2):
-            runs = (get_runs(results, recipe, norm) for norm in pair)
-            rows.append([label, " - ".join(pair), *format_differences(*runs)])
-    return format_table(["recipe", "difference", *DIFFERENCES], rows, 2)
+def make_precisions(float32: pd.DataFrame, bfloat16: pd.DataFrame) -> str:
+    """Return how `onecycle` in float32 differs from it in bfloat16; bold is what is shown."""
+    pairs = {
+        (norm,): [
+            frame[(frame.recipe == "onecycle") & (frame.norm == norm)]
+            for frame in (float32, bfloat16)
+        ]
+        for norm in NORMS
+    }
+    return format_differences(["float32 - bfloat16"], pairs)
 
 
-def make_precisions(results: Results) -> str:
-    """Return how `onecycle` in float32 differs from it in bfloat16, in points, paired by seed."""
-    rows = []
-    for norm, name in NAMES.items():
-        runs = (get_runs(results, recipe, norm) for recipe in (FLOAT32, "onecycle"))
-        rows.append([f"{name} (`{norm}`)", *format_differences(*runs)])
-    return format_table(["float32 - bfloat16", *DIFFERENCES], rows, 1)
+def format_differences(names: list[str], pairs: dict[tuple, list[pd.DataFrame]]) -> str:
+    """Return a table of differences in PARTS, each with its interval.
 
-
-def format_differences(ones: Mapping[int, dict], others: Mapping[int, dict]) -> list[str]:
-    """Return the cells under `DIFFERENCES`: mean and 95 % interval of one minus other, by seed."""
-    gains = []
-    for seed in sorted(ones.keys() & others.keys()):
-        pair = zip(get_accuracy(ones[seed]), get_accuracy(others[seed]), strict=True)
-        train, test = (one - other for one, other in pair)
-        gains.append((train, test, train - test))
-    cells = [str(len(gains))]
-    for values in zip(*gains, strict=True):
-        mean, half = statistics.mean(values), get_interval(values)
-        interval = format_number(half, f"{mean - half:+.2f} to {mean + half:+.2f}")
-        cells.append(f"{mean:+.2f} ({interval})")
-    return cells
+    In bold are those with p < 0.05 after Holm's correction for all of the table.
+    """
+    welch = [
+        compare(*(part[p].tolist() for part in pair)) for pair in pairs.values() for p in PARTS
+    ]
+    shown = [p < 0.05 for p in correct([p for *_, p in welch])]
+    cells = [
+        (f"**{mean:+.2f}**" if bold else f"{mean:+.2f}") + f" ({low:+.2f} to {high:+.2f})"
+        for (mean, low, high, _), bold in zip(welch, shown, strict=True)
+    ]
+    rows = [cells[i : i + len(PARTS)] for i in range(0, len(cells), len(PARTS))]
+    index = pd.MultiIndex.from_tuples(pairs, names=names)
+    return make_markdown(pd.DataFrame(rows, index, list(PARTS.values())))
 
 
 def make_mcnemar(results: Results, labels: Sequence[int]) -> str:
     """Return McNemar's test of each two norms, on the test predictions of seed 1."""
     rows = []
     for recipe in RECIPES:
-        for one, other in combinations(NAMES, 2):
-            hits = (get_hits(results[recipe, norm, 1], labels) for norm in (one, other))
+        for pair in combinations(NORMS, 2):
+            hits = (get_hits(results[recipe, norm, 1], labels) for norm in pair)
             only_one, only_other, p = compare_pairs(*hits)
-            row = [f"`{recipe}`", f"{one}, {other}", str(only_one), str(only_other)]
-            rows.append([*row, f"{p:.3f}" if p >= 0.001 else "< 0.001"])
-    header = ["recipe", "first, second", "only the first right", "only the second right", "p"]
-    return format_table(header, rows, 2)
+            p = f"{p:.3f}" if p >= 0.001 else "< 0.001"
+            rows.append([f"`{recipe}`", ", ".join(pair), only_one, only_other, p])
+    columns = ["recipe", "first, second", "only the first right", "only the second right", "p"]
+    return make_markdown(pd.DataFrame(rows, columns=columns).set_index("recipe"))
 
 
-def make_tuning(results: Results) -> str:
+def make_tuning(frame: pd.DataFrame) -> str:
     """Return final accuracy on the held-out images by trial of tune.py and norm, best mean first.
 
     A number is the mean over the seeds there are. A trial that lacks a norm has no mean, and
     stands at the end.
     """
-    rows = []
-    for trial in sorted({key[0] for key in results}):
-        runs = [get_runs(results, trial, norm).values() for norm in NAMES]
-        finals = [[run["history"]["validation_acc"][-1] for run in seeds] for seeds in runs]
-        means = [statistics.mean(values) if values else math.nan for values in finals]
-        means.append(statistics.mean(means))
-        rows.append((-means[-1], [f"`{trial}`", *map(format_number, means)]))
-    rows.sort(key=lambda row: (math.isnan(row[0]), row[0]))
-    header = ["trial", *(f"`{norm}`" for norm in NAMES), "mean"]
-    return format_table(header, [row for _, row in rows], 1)
-
-
-def make_architecture() -> str:
-    """Return the network layer by layer, as read off the model itself.
-
-    A receptive field is the width and height, in pixels, of what one output value can see.
-    """
-    model, image = Session8Net("bn").eval(), torch.zeros(1, 3, 32, 32)
-    rows, field, jump = [], 1, 1  # jump: pixels of the input between two neighbouring outputs
-    for name, layer in model.layers.named_children():
-        what, kernel, stride = describe(layer, image.shape[-1])
-        field, jump = field + (kernel - 1) * jump, jump * stride
-        image = layer(image)
-        size = " x ".join(map(str, image.shape[1:]))
-        rows.append([f"`{name}`", what, size, f"{field} x {field}", count_parameters(layer)])
-    rows.append(["", "log-softmax", "10", "", f"**{count_parameters(model)}**"])
-    header = ["layer", "what it is", "output (C x H x W)", "receptive field", "parameters"]
-    return format_table(header, rows, 2)
-
-
-def describe(layer: nn.Module, size: int) -> tuple[str, int, int]:
-    """Return what a layer is, its kernel size and its stride; `size` is its input's width."""
-    if isinstance(layer, nn.Sequential):
-        what, kernel, stride = describe(layer.conv, size)
-        return f"{what}, ReLU, normalization", kernel, stride
-    if isinstance(layer, nn.Conv2d):
-        return "{}x{} convolution".format(*layer.kernel_size), layer.kernel_size[0], layer.stride[0]
-    if isinstance(layer, nn.MaxPool2d):
-        return (
-            f"{layer.kernel_size}x{layer.kernel_size} max pooling",
-            layer.kernel_size,
-            layer.stride,
-        )
-    return "global average pooling", size, size
-
-
-def count_parameters(module: nn.Module) -> str:
-    return f"{sum(p.numel() for p in module.parameters()):,}"
-
-
-def format_number(value: float, text: str = "{:.2f}") -> str:
-    """Return the number in that format, or a dash where there is none."""
-    return "–" if math.isnan(value) else text.format(value)
+    trials = frame.assign(trial="`" + frame.recipe + "`").groupby(["trial", "norm"])
+    table = trials.validation.mean().unstack().reindex(columns=list(NORMS))
+    table.insert(0, "seeds", trials.size().groupby("trial").max())
+    table["mean"] = table[list(NORMS)].mean(axis=1, skipna=False)
+    return make_markdown(table.sort_values("mean", ascending=False, kind="stable"))
 
 
 def renew(text: str, name: str, content: str) -> str:
@@ -279,59 +220,38 @@ def draw_accuracy(results: Results) -> Figure:
     """Return test accuracy by epoch: the mean of the seeds, and a band from lowest to highest."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     for axis, recipe in zip(figure.subplots(1, 2, sharey=True), RECIPES, strict=True):
-        for norm, name in NAMES.items():
-            runs = get_runs(results, recipe, norm).values()
-            epochs = list(zip(*(run["history"]["test_acc"] for run in runs), strict=True))
-            x, means = range(1, len(epochs) + 1), list(map(statistics.mean, epochs))
+        for norm in NORMS:
+            runs = [
+                results[recipe, norm, seed] for seed in SEEDS if (recipe, norm, seed) in results
+            ]
+            epochs = pd.DataFrame([run["history"]["test_acc"] for run in runs])
+            epochs.columns += 1
             style = {**utils.STYLES[norm], "markersize": 4, "linewidth": 1.8}
-            axis.plot(x, means, label=f"{name}, {count_seeds(runs)}", **style)
-            low, high = list(map(min, epochs)), list(map(max, epochs))
-            axis.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
-        axis.set(title=f"recipe {recipe}", xlabel="epoch", xticks=range(0, len(epochs) + 1, 5))
+            seeds = f"{len(runs)} seed" + "s" * (len(runs) != 1)
+            axis.plot(epochs.columns, epochs.mean(), label=f"{NAMES[norm]}, {seeds}", **style)
+            band = (epochs.columns, epochs.min(), epochs.max())
+            axis.fill_between(*band, color=style["color"], alpha=0.2, linewidth=0)
+        axis.set(title=f"recipe {recipe}", xlabel="epoch", xticks=range(0, len(epochs.T) + 1, 5))
         axis.grid(alpha=0.3)
         axis.legend(loc="lower right")
     figure.axes[0].set_ylabel("accuracy on the test images (%)")
     return figure
 
 
-def draw_gaps(results: Results) -> Figure:
-    """Return train minus test accuracy after the last epoch: a point a seed, a line at the mean."""
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
-    for axis, recipe in zip(figure.subplots(1, 2, sharey=True), RECIPES, strict=True):
-        for x, norm in enumerate(NAMES):
-            runs = get_runs(results, recipe, norm).values()
-            gaps = [train - test for train, test in map(get_accuracy, runs)]
-            style = {key: utils.STYLES[norm][key] for key in ("color", "marker")}
-            places = [x + 0.07 * (i - (len(gaps) - 1) / 2) for i in range(len(gaps))]
-            axis.plot(places, gaps, linestyle="none", **style)
-            axis.hlines(statistics.mean(gaps), x - 0.2, x + 0.2, color=style["color"])
-        axis.axhline(0, color="black", linewidth=0.8)
-        axis.set(title=f"recipe {recipe}", xlim=(-0.5, len(NAMES) - 0.5))
-        axis.set_xticks(range(len(NAMES)), NAMES.values())
-        axis.grid(alpha=0.3, axis="y")
-    figure.axes[0].set_ylabel("train minus test accuracy (points)")
-    return figure
-
-
-def draw_normalization(data: utils.Data) -> Figure:
+def draw_normalization(data: Data) -> Figure:
     """Return what each normalization does to the first layer's output, as in the notebooks."""
     utils.set_seed(1)
     block = Session8Net("bn").layers.C1
     images = utils.get_test_transforms()(data.test.tensors[0][:32].cpu())
     with torch.inference_mode():
         before = block.relu(block.conv(images))
-        after = {f"after {norm}": get_norm(norm, 16)(before) for norm in NAMES}
+        after = {f"after {norm}": get_norm(norm, 16)(before) for norm in NORMS}
     title = "The first layer's activations (C1, untrained), before and after each normalization"
     return utils.post_normalization({"before": before, **after}, title)
 
 
-def count_seeds(runs: Sequence) -> str:
-    """Return how many seeds there are, in words."""
-    return f"{len(runs)} seed" + "s" * (len(runs) != 1)
-
-
 def load_model(result: dict, folder: Path) -> Session8Net:
-    """Return the trained network of a result, from the weights beside its JSON."""
+    """Return the trained network of a result, from the weights beside its JSON in `folder`."""
     recipe, norm = result["recipe"], result["norm"]
     model = Session8Net(norm, dropout=recipe["dropout"])
     path = folder / f"{recipe['name']}-{norm}-seed{result['seed']}.pt"
@@ -340,43 +260,51 @@ def load_model(result: dict, folder: Path) -> Session8Net:
     return model.to(device, memory_format=torch.channels_last)
 
 
-def draw_figures(results: Results, data: utils.Data, folder: Path) -> None:
-    """Draw all figures to `folder`; curves and images are those of `onecycle`, seed 1."""
-    draw_accuracy(results).savefig(folder / "accuracy.png", dpi=120)
-    draw_gaps(results).savefig(folder / "gaps.png", dpi=120)
-    draw_normalization(data).savefig(folder / "normalization.png", dpi=100)
+def draw_run(result: dict, data: Data, folder: Path) -> dict[str, Figure]:
+    """Return the figures of one run, whose weights lie in `folder`, each under its name."""
+    norm, precision = result["norm"], result["environment"]["precision"]
+    title = f"{NAMES[norm]} normalization, recipe {result['recipe']['name']}, seed 1, {precision}"
     loader = utils.get_loader(data.test, utils.get_test_transforms(), 128)
-    for norm, name in NAMES.items():
-        result = results["onecycle", norm, 1]
-        title = f"{name} normalization, recipe onecycle, seed 1"
-        curves = utils.post_accuracyplots(result["history"], title, norm)
-        curves.savefig(folder / f"curves-{norm}.png", dpi=120)
-        prediction, labels = utils.predict(load_model(result, ROOT / "results"), loader)
-        wrong = utils.post_misclassified(data.test, prediction, data.classes, title)
-        wrong.savefig(folder / f"misclassified-{norm}.png", dpi=100)
-        confusion = utils.post_confusion(prediction, labels, data.classes, title)
-        confusion.savefig(folder / f"confusion-{norm}.png", dpi=100)
+    prediction, labels = utils.predict(load_model(result, folder), loader, precision)
+    return {
+        f"curves-{norm}": utils.post_accuracyplots(result["history"], title, norm),
+        f"misclassified-{norm}": utils.post_misclassified(
+            data.test, prediction, data.classes, title
+        ),
+        f"confusion-{norm}": utils.post_confusion(prediction, labels, data.classes, title),
+    }
 
 
 def main() -> None:
-    results = load_all(ROOT / "results")
-    root = os.environ.get("CIFAR10_ROOT", ROOT / "data")
+    folder = ROOT / "results"
+    results, bfloat16 = (records.load_results(folder / name) for name in utils.PRECISIONS)
+    frame = make_frame(results)
+    root = os.environ.get("CIFAR10_ROOT") or ROOT / "data"
     data = utils.get_data(utils.get_recipe("onecycle"), root, utils.get_device())
-    tables = {
-        "architecture": make_architecture(),
-        "results": make_table(results),
-        "seeds": make_seeds(results),
-        "differences": make_differences(results),
-        "precisions": make_precisions(results),
-        "mcnemar": make_mcnemar(results, data.test.tensors[1].tolist()),
-        "tuning": make_tuning(load_results(ROOT / "results" / "tuning")),
+    trials = records.load_results(folder / "tuning" / "bfloat16")
+    pages = {
+        ROOT / "README.md": {"results": make_table(frame)},
+        ROOT / "experiments" / "README.md": {
+            "seeds": make_seeds(frame),
+            "differences": make_differences(frame),
+            "precisions": make_precisions(frame, make_frame(bfloat16)),
+            "mcnemar": make_mcnemar(results, data.test.tensors[1].tolist()),
+            "tuning": make_tuning(make_frame(trials)),
+        },
     }
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    for name, table in tables.items():
-        text = renew(text, name, table)
-    draw_figures(results, data, ROOT / "images")
-    readme.write_text(text)
+    for page, tables in pages.items():
+        text = page.read_text(encoding="utf-8")
+        for name, table in tables.items():
+            text = renew(text, name, table)
+        page.write_text(text, encoding="utf-8", newline="\n")
+    figures = {
+        "accuracy": draw_accuracy(results),
+        "normalization": draw_normalization(data),
+    }
+    for norm in NORMS:  # the notebooks' runs
+        figures |= draw_run(bfloat16["onecycle", norm, 1], data, folder / "bfloat16")
+    for name, figure in figures.items():
+        figure.savefig(ROOT / "images" / f"{name}.png", dpi=110)
 
 
 if __name__ == "__main__":

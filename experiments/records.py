@@ -1,0 +1,57 @@
+"""Read the results of runs; the names that all of experiments/ share."""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # for the modules of the notebooks: import this one before them
+
+from runs import Run  # noqa: E402
+
+NAMES = {"bn": "Batch", "gn": "Group", "ln": "Layer", "none": "No"}  # ... normalization
+NORMS = ("bn", "gn", "ln")  # those that are compared; each has a notebook
+SEEDS = (1, 2, 3, 4, 5)  # those of the pages; a run of another one changes no page
+
+Results = Mapping[tuple[str, str, int], dict]  # by recipe, norm and seed
+
+
+def load_result(path: Path) -> dict:
+    """Return the result in that file.
+
+    Raises ValueError if it holds something else, or another run's result than its name says.
+    """
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        name = f"{result['recipe']['name']}-{result['norm']}-seed{result['seed']}"
+        whole = {"history", "environment"} <= result.keys()
+    except (ValueError, LookupError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path} is not the result of a run. Move it away.")
+    if path.stem != name:
+        raise ValueError(f"{path} is the result of {name}: give it that name, or move it away.")
+    return result
+
+
+def load_results(folder: Path) -> Results:
+    """Return the results in `folder`, each under its (recipe, norm, seed)."""
+    results = map(load_result, sorted(folder.glob("*.json")))
+    return {(r["recipe"]["name"], r["norm"], r["seed"]): r for r in results}
+
+
+def is_done(run: Run, folder: Path) -> bool:
+    """Tell whether the run's result is in `folder`; ValueError if another recipe's is there."""
+    path, recipe = run.get_path(folder, ".json"), run.recipe
+    if not path.exists():
+        return False
+    # A field that is newer than the result had no effect then, as it has none at its default.
+    theirs = asdict(type(recipe)(recipe.name)) | load_result(path)["recipe"]
+    if theirs != asdict(recipe):
+        raise ValueError(
+            f"{path} is of other hyperparameters than recipe {recipe.name!r} has now. "
+            "Move it away to run it anew."
+        )
+    return True

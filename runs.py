@@ -1,0 +1,338 @@
+"""What keeps a run: its identity, its progress, its checkpoint and its result."""
+
+import contextlib
+import functools
+import io
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+# --- Identity ------------------------------------------------------------------------------------
+
+PRECISIONS = ("float32", "bfloat16")
+COLUMNS = ("lr", "train_loss", "train_acc", "test_loss", "test_acc", "seconds")  # of a history
+
+
+@dataclass(frozen=True)
+class Run:
+    """What makes a run the run that it is: recipe, normalization, seed and precision.
+
+    `recipe` is a dataclass with a `name`, and the `data` that it is for. Raises ValueError,
+    naming the field, for a value that can't be meant.
+    """
+
+    recipe: Any
+    norm: str
+    seed: int
+    precision: str
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[a-z0-9]+", str(self.norm)):
+            raise ValueError(f"norm is {self.norm!r}, but must be a name such as 'bn'")
+        if self.precision not in PRECISIONS:
+            known = " or ".join(map(repr, PRECISIONS))
+            raise ValueError(f"precision is {self.precision!r}, but must be {known}")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            raise ValueError(f"seed is {self.seed!r}, but must be a whole number")
+        get_seed(self.seed)
+
+    @property
+    def name(self) -> str:
+        return f"{self.recipe.name}-{self.norm}-seed{self.seed}"
+
+    @property
+    def title(self) -> str:
+        parts = (self.recipe.data, self.norm, f"recipe {self.recipe.name}", f"seed {self.seed}")
+        return " | ".join((*parts, self.precision))
+
+    def get_path(self, folder: str | Path, suffix: str) -> Path:
+        """Return where in `folder` a file of this run lies, by its precision and its name."""
+        return Path(folder) / self.precision / f"{self.name}{suffix}"
+
+
+def get_seed(value: str | int) -> int:
+    """Return the seed that `value` is or spells.
+
+    Raises ValueError unless it is a whole number from 0 to 2^32 - 1; on a CPU a larger one would
+    be the same seed as its remainder.
+    """
+    text = str(value).strip()
+    if not (text.isascii() and text.isdecimal()) or int(text) >= 2**32:
+        raise ValueError(
+            f"SEED is {value!r}, but must be a whole number from 0 to {2**32 - 1}, such as SEED=1"
+        )
+    return int(text)
+
+
+def get_device_name(device: torch.device) -> str:
+    """Return the name of the GPU or of the processor, for the record."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions have none
+    return capabilities.get("cpu_name") or platform.machine()
+
+
+def get_environment(device: torch.device, precision: str) -> dict[str, str | int]:
+    """Return what the digits of a run depend on besides recipe, norm and seed."""
+    return {
+        "torch": str(torch.__version__),
+        "device": get_device_name(device),
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+    }
+
+
+@functools.cache  # so that it is the code as it was when it was first asked for
+def get_code() -> dict[str, str | bool]:
+    """Return the git commit of the code, and whether its .py files are as committed.
+
+    It is empty where git can't tell.
+    """
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        commit, changed = (
+            subprocess.run([*git, *what], capture_output=True, check=True).stdout.decode().strip()
+            for what in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "*.py"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"commit": commit, "clean": not changed}
+
+
+# --- Progress ------------------------------------------------------------------------------------
+
+
+class Progress(tqdm):
+    """A progress bar under lines of text, as one output that a notebook updates in place.
+
+    What a notebook saves is the last state: the lines alone. (A bar that is printed leaves each of
+    its states in the file.) Outside a notebook the lines are printed, and there is no bar.
+    """
+
+    def __init__(self, desc: str, **options):
+        self.lines, self.output = [], None
+        if "IPython" in sys.modules and hasattr(sys.modules["IPython"].get_ipython(), "kernel"):
+            from IPython.display import display
+
+            self.output = display({"text/plain": desc}, raw=True, display_id=True)
+        self.add_line(desc)
+        super().__init__(file=io.StringIO(), leave=False, mininterval=0.5, **options)
+
+    def add_line(self, line: str) -> None:
+        self.lines.append(line)
+        if self.output is None:
+            print(line)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Show the lines and the bar; tqdm calls this, with an empty `msg` at the end."""
+        text = "\n".join([*self.lines, str(self) if msg is None else msg])
+        if self.output is not None:
+            self.output.update({"text/plain": text.rstrip("\n")}, raw=True)
+
+
+# --- Checkpoint ----------------------------------------------------------------------------------
+
+
+class Checkpoint:
+    """The whole state of a run after its last finished epoch, in one file of `folder`."""
+
+    def __init__(
+        self,
+        run: Run,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        folder: str | Path,
+    ):
+        self.path = run.get_path(folder, ".pt")
+        self.parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+        self.device = next(model.parameters()).device
+        # Only a run of which all of this is the same would end in the same digits.
+        environment = get_environment(self.device, run.precision)
+        self.identity = {"format": 2, **asdict(run), "environment": environment}
+        get_code()  # now: the files may change while the run lasts
+
+    def save(self, history: Mapping[str, list[float]]) -> None:
+        """Put the state in the place of the last one, at once.
+
+        Raises OSError if it can't, and FloatingPointError, with the last one left as it was, for a
+        state that holds a number that is not finite.
+        """
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        check_finite(**history, weights=state["model"], momentum=state["optimizer"])
+        state |= {"identity": self.identity, "history": history, "cpu_rng": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+        write_whole({self.path: lambda file: torch.save(state, file)})
+
+    def load(self) -> dict[str, list[float]]:
+        """Take up the saved state and return its history, which is empty if there is none.
+
+        Says in one line what it did. A checkpoint that is damaged or not of this run is not used,
+        and kept under another name.
+        """
+        history = {column: [] for column in COLUMNS}
+        if not self.path.exists():
+            return history
+        state, problem = self._read()
+        if problem:
+            aside = self.path.with_name(f"{self.path.stem}-unused-{time.time_ns()}.pt")
+            self.path.rename(aside)
+            print(f"{self.path} {problem}. It is kept as {aside.name}; this run starts afresh.")
+            return history
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        torch.set_rng_state(state["cpu_rng"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        done = len(state["history"]["lr"])
+        print(f"Going on after epoch {done} from {self.path}; to start over, delete that file.")
+        return state["history"]
+
+    def _read(self) -> tuple[dict, str]:
+        """Return the file's state and what is wrong with it, if anything is."""
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                damaged = archive.testzip()  # torch.load does not look at the checksums
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception:  # a damaged file can raise anything
+            return {}, "can't be read"
+        if damaged:
+            return {}, "is damaged"
+        if not isinstance(state, dict) or state.get("identity") != self.identity:
+            return {}, "is of another recipe, norm, seed, precision or version"
+        return state, ""
+
+
+def check_finite(**kept: Any) -> None:
+    """Raise FloatingPointError that names the first of `kept` that holds a nan or an infinity.
+
+    Each is a number, a tensor, or any nest of them in mappings and sequences.
+    """
+    for name, nest in kept.items():
+        if not all(torch.as_tensor(number).isfinite().all() for number in _get_numbers(nest)):
+            raise FloatingPointError(
+                f"The run diverged: its {name} is not finite any more. What was kept before is "
+                "unchanged. Try a lower learning rate or a longer warm-up."
+            )
+
+
+def _get_numbers(nest: Any) -> Iterator[float | torch.Tensor]:
+    if isinstance(nest, Mapping):
+        nest = list(nest.values())
+    if isinstance(nest, list | tuple):
+        for value in nest:
+            yield from _get_numbers(value)
+    elif isinstance(nest, float | torch.Tensor):
+        yield nest
+
+
+def write_whole(writers: Mapping[Path, Callable[[BinaryIO], object]]) -> None:
+    """Let each writer fill a file; when all are on the disk, put each in the place of its path.
+
+    Raises OSError, with what was there before left as it was.
+    """
+    parts = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in writers}
+    try:
+        for path, write in writers.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with parts[path].open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, part in parts.items():
+            part.replace(path)
+    except OSError as error:
+        names = " and ".join(map(str, writers))
+        raise OSError(
+            error.errno,
+            f"{names} could not be written ({error.strerror}). What was there is unchanged. Make "
+            "room and let the folder be written to, then run this again",
+        ) from None
+    finally:
+        for part in parts.values():
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+
+# --- Result --------------------------------------------------------------------------------------
+
+
+def save_result(
+    run: Run,
+    data: Any,
+    model: nn.Module,
+    history: Mapping[str, list[float]],
+    clean_train_acc: float,
+    prediction: torch.Tensor,
+    folder: str | Path = "results",
+    checkpoints: str | Path = "checkpoints",
+) -> str:
+    """Write the run's JSON and its weights to `folder`, and return a sentence that says so.
+
+    `clean_train_acc` is the final accuracy (%) on the training images without augmentation,
+    `prediction` the final log-probabilities (N, 10) of the test set. A run on stand-in data writes
+    nothing, nor does one over the result of a longer run. Both files appear whole or not at all;
+    raises OSError if they can't, and FloatingPointError for what is not finite. A finished run's
+    checkpoint is removed.
+    """
+    path = run.get_path(folder, ".json")
+    if data.stand_in:
+        said = f"Nothing was written: this run was on {run.recipe.data}."
+    elif _count_epochs(path) > run.recipe.epochs:
+        return (
+            f"Nothing was written: {path} is there, of a run of more epochs. Move it away and run "
+            "this again: the checkpoint is kept, so nothing is trained twice."
+        )
+    else:
+        weights, state = path.with_suffix(".pt"), model.state_dict()
+        check_finite(
+            **history, accuracy=clean_train_acc, weights=state, **{"test prediction": prediction}
+        )
+        environment = get_environment(prediction.device, run.precision)
+        result = {
+            "recipe": asdict(run.recipe),
+            "norm": run.norm,
+            "seed": run.seed,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "data": {
+                "name": run.recipe.data,
+                "train_size": len(data.train),
+                "test_size": len(data.test),
+            },
+            "history": history,
+            "clean_train_acc": clean_train_acc,
+            "test_predictions": "".join(map(str, prediction.argmax(dim=1).tolist())),
+            "environment": environment | get_code(),
+        }
+        text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+        write_whole(
+            {
+                weights: lambda file: torch.save(state, file),
+                path: lambda file: file.write(text.encode()),
+            }
+        )
+        said = f"Written: {path} and {weights.name}, the weights."
+    run.get_path(checkpoints, ".pt").unlink(missing_ok=True)
+    return said
+
+
+def _count_epochs(path: Path) -> int:
+    """Return the epochs of the result at `path`, 0 if there is none that can be read."""
+    try:
+        return len(json.loads(path.read_text(encoding="utf-8"))["history"]["test_acc"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
