@@ -1,9 +1,13 @@
+"""The networks: their layers, shapes and parameters, and what each normalization does."""
+
+import math
+
 import pytest
 import torch
 from torch import nn
 
 import models
-from models import Session8Net, conv_block, get_norm
+from models import NORMS, Session8Net, conv_block, get_norm
 
 # layer: weights, affine parameters of its norm, output channels, output height and width
 TABLE = {
@@ -23,7 +27,7 @@ TABLE = {
     "c11": (320, 0, 10, 1),
 }
 BLOCKS = [name for name in TABLE if name.startswith("C")]
-norms = pytest.mark.parametrize("norm", ["bn", "gn", "ln"])
+norms = pytest.mark.parametrize("norm", NORMS)
 
 
 def count(module):
@@ -51,15 +55,22 @@ def test_every_block_has_the_norm_asked_for_and_no_other(norm):
     found = {
         name: module
         for name, module in Session8Net(norm).named_modules()
-        if isinstance(module, nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm)
+        if isinstance(module, nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm | models.ScaleAndShift)
     }
     assert list(found) == [f"layers.{name}.norm" for name in BLOCKS]
+    kinds = {"bn": nn.BatchNorm2d, "gn": models.GroupNorm, "ln": nn.GroupNorm}
     for module in found.values():
-        if norm == "bn":
-            assert type(module) is nn.BatchNorm2d
-        else:
-            assert type(module) is {"gn": models.GroupNorm, "ln": nn.GroupNorm}[norm]
+        assert type(module) is kinds.get(norm, models.ScaleAndShift)
+        if norm in ("gn", "ln"):
             assert module.num_groups == {"gn": 4, "ln": 1}[norm]
+
+
+@norms
+def test_a_norm_starts_as_no_scale_and_no_shift(norm):
+    layer = get_norm(norm, 8)
+    assert [name for name, _ in layer.named_parameters()] == ["weight", "bias"]
+    assert torch.equal(layer.weight, torch.ones(8))
+    assert torch.equal(layer.bias, torch.zeros(8))
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
@@ -117,10 +128,34 @@ def test_a_norm_is_the_formula_over_its_axes(norm, axes):
     torch.testing.assert_close(module(x), shifted, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("norm", ["BN", "", None, "instance"])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_none_scales_and_shifts_each_channel_and_has_no_statistics(precision):
+    x = (torch.randn(5, 8, 3, 3) * 3 + 2).to(precision)
+    layer = get_norm("none", 8)
+    assert torch.equal(layer(x), x)
+    nn.init.normal_(layer.weight)
+    nn.init.normal_(layer.bias)
+    weight, bias = (p.detach().to(precision).view(1, 8, 1, 1) for p in (layer.weight, layer.bias))
+    for training in (True, False):
+        y = layer.train(training)(x)
+        assert y.dtype == precision
+        assert torch.equal(y, weight * x + bias)
+    assert list(layer.buffers()) == []
+    before = [parameter.clone() for parameter in layer.parameters()]
+    layer(100 * x)
+    assert all(map(torch.equal, before, layer.parameters()))
+
+
+def test_none_keeps_the_memory_format():
+    x = torch.rand(2, 8, 6, 6).to(memory_format=torch.channels_last)
+    assert get_norm("none", 8)(x).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("norm", ["BN", "", None, "instance", "None"])
 def test_an_unknown_norm_is_refused_with_the_known_ones(norm):
-    with pytest.raises(ValueError, match="'bn', 'gn', 'ln'"):
-        Session8Net(norm)
+    for make in (Session8Net, lambda norm: get_norm(norm, 8)):
+        with pytest.raises(ValueError, match=f"{norm!r}, but .* 'bn', 'gn', 'ln', 'none'"):
+            make(norm)
 
 
 def test_the_norm_cannot_be_left_out():
@@ -130,7 +165,7 @@ def test_the_norm_cannot_be_left_out():
         conv_block(3, 16)
 
 
-@pytest.mark.parametrize("groups", [0, -4, 3, 5, 16])
+@pytest.mark.parametrize("groups", [0, -4, 3, 5, 16, 2.0, None])
 def test_groups_that_do_not_divide_every_layer_are_refused(groups):
     with pytest.raises(ValueError, match=f"groups={groups} .* channels"):
         Session8Net("gn", groups=groups)
@@ -143,9 +178,25 @@ def test_groups_that_divide_every_layer_are_taken(groups):
     assert model.layers.C6.norm.num_groups == groups
 
 
-@pytest.mark.parametrize("dropout", [-0.1, 1.1])
+BAD = {
+    "images too small": (torch.rand(2, 3, 8, 8), "[Kk]ernel size|too small"),
+    "grey images": (torch.rand(2, 1, 32, 32), "3 channels"),
+    "uint8 images": (torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "type"),
+    "channels last": (torch.rand(2, 32, 32, 3), "3 channels"),
+}
+
+
+@norms
+@pytest.mark.parametrize("name", BAD)
+def test_images_that_the_network_cannot_take_are_an_error_that_says_why(name, norm):
+    images, message = BAD[name]
+    with pytest.raises(RuntimeError, match=message):
+        Session8Net(norm)(images)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.1, math.nan])
 def test_a_dropout_that_is_no_probability_is_refused(dropout):
-    with pytest.raises(ValueError, match="between 0 and 1"):
+    with pytest.raises(ValueError, match=f"dropout is {dropout}.* between 0 and 1"):
         Session8Net("bn", dropout=dropout)
 
 
@@ -176,10 +227,20 @@ def test_the_output_is_float32_log_probabilities(norm, precision):
 
 @norms
 def test_only_batch_norm_lets_one_image_change_another_s_result(norm):
-    model, images = Session8Net(norm).train(), torch.rand(4, 3, 32, 32)
-    others = torch.cat([images[:1], torch.rand(3, 3, 32, 32)])
-    same = torch.allclose(model(images)[0], model(others)[0], atol=1e-6)
+    generator = torch.Generator().manual_seed(0)
+    images, others = torch.rand(2, 4, 3, 32, 32, generator=generator)
+    others[0] = images[0]
+    model = Session8Net(norm).train()
+    with torch.no_grad():
+        for parameter in model.parameters():  # a fresh network hardly looks at its images
+            parameter.mul_(2 if parameter.ndim > 1 else 1)
+        same = torch.allclose(model(images)[0], model(others)[0], atol=1e-6)
     assert same == (norm != "bn")
+
+
+@norms
+def test_only_batch_norm_has_something_to_remember_besides_its_parameters(norm):
+    assert bool(list(Session8Net(norm).buffers())) == (norm == "bn")
 
 
 @norms

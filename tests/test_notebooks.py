@@ -1,31 +1,36 @@
 """What the notebooks hold; that they run is nbval's part."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
-import evidence
-from conftest import NOTEBOOKS, ROOT
+import records
+import utils
+from common import NOTEBOOKS, ROOT
 
+MODULES = ["models.py", "cifar10.py", "runs.py", "utils.py"]
 notebooks = pytest.mark.parametrize("norm", NOTEBOOKS)
 
 
 def read(norm):
-    return json.loads(NOTEBOOKS[norm].read_text())["cells"]
+    return nbformat.read(NOTEBOOKS[norm], 4).cells
 
 
 def get_code(norm):
-    return ["".join(cell["source"]) for cell in read(norm) if cell["cell_type"] == "code"]
+    return [cell.source for cell in read(norm) if cell.cell_type == "code"]
 
 
 def get_outputs(norm):
     """Return all that the notebook shows as text."""
     outputs = [output for cell in read(norm) for output in cell.get("outputs", [])]
-    return "\n".join(
-        "".join(output.get("text", output.get("data", {}).get("text/plain", "")))
-        for output in outputs
-    )
+    texts = [output.get("text", output.get("data", {}).get("text/plain", "")) for output in outputs]
+    return "\n".join(texts)
 
 
 def test_the_code_differs_in_one_line_that_names_the_norm():
@@ -39,24 +44,32 @@ def test_the_code_differs_in_one_line_that_names_the_norm():
 def test_a_cell_is_short_and_a_sentence_stands_before_it(norm):
     cells = read(norm)
     for before, cell in zip(cells, cells[1:], strict=False):
-        if cell["cell_type"] == "code":
-            assert before["cell_type"] == "markdown"
-            assert 1 <= len(cell["source"]) <= 10
+        if cell.cell_type == "code":
+            assert before.cell_type == "markdown"
+            assert 1 <= len(cell.source.splitlines()) <= 10
     assert not re.search(r"^\s*(def|class) ", "\n".join(get_code(norm)), re.MULTILINE)
 
 
 @notebooks
 def test_the_blocks_are_the_seven_published_ones(norm):
-    text = "\n".join("".join(c["source"]) for c in read(norm) if c["cell_type"] == "markdown")
+    text = "\n".join(cell.source for cell in read(norm) if cell.cell_type == "markdown")
     assert re.findall(r"^## Block (\d)", text, re.MULTILINE) == list("1234567")
 
 
 @notebooks
+def test_a_figure_has_an_alternative_text(norm):
+    figures = [cell for cell in read(norm) if "utils.post_" in cell.source]
+    assert len(figures) == 7
+    assert len({cell.metadata["alt"] for cell in figures}) == 7
+
+
+@notebooks
 def test_the_committed_outputs_are_of_one_clean_run_on_the_real_data(norm):
-    code = [cell for cell in read(norm) if cell["cell_type"] == "code"]
-    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
-    kinds = [output["output_type"] for cell in code for output in cell["outputs"]]
+    code = [cell for cell in read(norm) if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    kinds = [output["output_type"] for cell in code for output in cell.outputs]
     assert "error" not in kinds
+    assert not any("execution" in cell.metadata for cell in code), "times of the cells"
     text = get_outputs(norm)
     assert "CIFAR-10: 50,000 training and 10,000 test images" in text
     assert "NOT CIFAR-10" not in text
@@ -67,10 +80,138 @@ def test_the_committed_outputs_are_of_one_clean_run_on_the_real_data(norm):
 
 @notebooks
 def test_the_committed_run_is_the_committed_result(norm):
-    result = evidence.load_results(ROOT / "results")["onecycle", norm, 1]
-    history = result["history"]
     text = get_outputs(norm)
+    path = ROOT / re.search(r"Written: (\S+\.json)", text)[1]
+    result = records.load_result(path)
+    recipe, seed = result["recipe"]["name"], result["seed"]
+    run = utils.Run(utils.get_recipe(recipe), norm, seed, result["environment"]["precision"])
+    assert path == run.get_path(ROOT / "results", ".json")
+    assert recipe == re.search(r'"RECIPE"\) or "(\w+)"', "\n".join(get_code(norm)))[1]
+    history = result["history"]
     for epoch, accuracy in enumerate(history["test_acc"], 1):
         assert re.search(rf"^ +{epoch} .* {accuracy:.2f} +[\d.]+$", text, re.MULTILINE), epoch
     correct = round(history["test_acc"][-1] * 100)
     assert f"{correct:,} of 10,000 test images right, {history['test_acc'][-1]:.2f}%" in text
+
+
+# --- The parameters
+
+
+def find_parameters(norm):
+    return next(cell for cell in read(norm) if "parameters" in cell.metadata.get("tags", []))
+
+
+@notebooks
+def test_one_tagged_cell_holds_what_papermill_may_set_and_nothing_else(norm):
+    names = re.findall(r"^(\w+) = ", find_parameters(norm).source, re.MULTILINE)
+    assert names == ["norm", "recipe", "seed", "precision"]
+    assert len(find_parameters(norm).source.splitlines()) == 4
+
+
+def run_cells(cells, folder, **env):
+    """Run the cells in one kernel in `folder`, and return their outputs as text."""
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    client = NotebookClient(notebook, resources={"metadata": {"path": str(folder)}}, timeout=120)
+    client.execute(env={**os.environ, "PYTHONPATH": str(ROOT), **env})
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return "".join(output.get("text", "") for output in outputs)
+
+
+def test_values_set_below_that_cell_are_those_of_the_run(tmp_path):
+    cells = read("bn")
+    place = 1 + next(i for i, c in enumerate(cells) if "parameters" in c.metadata.get("tags", []))
+    set_by_papermill = 'norm = "gn"\nseed = 7\nrecipe = "smoke"\nprecision = "float32"'
+    cells.insert(place, nbformat.v4.new_code_cell(set_by_papermill))
+    stop = next(i for i, cell in enumerate(cells) if cell.source.startswith("## Block 3"))
+    said = run_cells(cells[:stop], tmp_path, RECIPE="reference", SEED="3", PRECISION="bfloat16")
+    assert "NOT CIFAR-10 | gn | recipe smoke | seed 7 | float32" in said
+
+
+def test_an_empty_variable_counts_as_unset(tmp_path):
+    cells = read("ln")
+    stop = next(i for i, cell in enumerate(cells) if cell.source.startswith("## Block 3"))
+    said = run_cells(cells[:stop], tmp_path, RECIPE="", SEED="", PRECISION="")
+    assert re.search(r"CIFAR-10 \| ln \| recipe \w+ \| seed 1 \| (float32|bfloat16)", said)
+
+
+# --- The first cells
+
+
+def plumb(folder, change=lambda source: source, **env):
+    """Run the first two code cells in `folder`; return what they say, or their error."""
+    script = folder / "plumbing.ipy"
+    script.write_text(change("\n".join(get_code("bn")[:2])), encoding="utf-8")
+    command = [sys.executable, "-m", "IPython", "--colors=NoColor", str(script)]
+    env = {**os.environ, "PYTHONPATH": "", **env}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def modules(tmp_path):
+    """A folder with the experiment's modules, and an empty one."""
+    folders = tmp_path / "modules", tmp_path / "empty"
+    for folder in folders:
+        folder.mkdir()
+    for name in MODULES:
+        (folders[0] / name).write_text("", encoding="utf-8")
+    return folders
+
+
+def test_modules_beside_the_notebook_or_in_another_folder_are_found(modules):
+    beside, empty = modules
+    assert "All that this notebook needs is here." in plumb(beside)
+    assert "All that this notebook needs is here." in plumb(empty, PYTHONPATH=str(beside))
+
+
+@pytest.mark.parametrize("gone", [["runs.py"], ["cifar10.py", "utils.py"], MODULES])
+def test_exactly_what_is_missing_is_named_with_the_folder(gone, modules):
+    for name in gone:
+        (modules[0] / name).unlink()
+    said = plumb(modules[0])
+    assert f"FileNotFoundError: Put {gone} beside this notebook, into {modules[0]}" in said
+    assert "All that this notebook needs is here." not in said
+
+
+def test_another_module_of_the_same_name_is_named(modules):
+    beside, empty = modules
+    (empty / "utils.py").write_text("", encoding="utf-8")
+    said = plumb(empty, PYTHONPATH=str(beside))  # utils.py from here, the others from there
+    assert "ImportError: Python would import other modules" in said
+    assert str(empty / "utils.py") in said
+    package = beside / "utils"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    assert "ImportError: Python would import other modules" in plumb(beside)
+
+
+def test_a_module_imported_earlier_in_the_session_is_named(modules):
+    beside, empty = modules
+    (empty / "utils.py").touch()
+    earlier = f"import sys; sys.path.insert(0, {str(empty)!r}); import utils; del sys.path[0]\n"
+    said = plumb(beside, lambda source: earlier + source)
+    assert "ImportError: Python would import other modules" in said
+    assert str(empty / "utils.py") in said
+
+
+def test_a_package_that_could_not_be_installed_is_named(modules):
+    said = plumb(modules[0], lambda s: s.replace('"tqdm"', '"no_such_package"'), PIP_NO_INDEX="1")
+    assert "ModuleNotFoundError: ['no_such_package'] could not be installed" in said
+    assert "All that this notebook needs is here." not in said
+
+
+@notebooks
+def test_the_modules_that_are_asked_for_are_all_that_the_notebook_imports(norm):
+    asked = re.search(r'for name in \(("models.*?)\)', "\n".join(get_code(norm)))[1]
+    assert sorted(f"{name}.py" for name in re.findall(r'"(\w+)"', asked)) == sorted(MODULES)
+    for name in MODULES:
+        code = (ROOT / name).read_text(encoding="utf-8")
+        ours = re.findall(r"^(?:from|import) (models|cifar10|runs|utils|records)\b", code, re.M)
+        assert {f"{module}.py" for module in ours} <= set(MODULES)
+        assert name == "utils.py" or not ours, "arrows go down only"
+
+
+def test_the_notebooks_metadata_is_that_of_any_machine():
+    for path in NOTEBOOKS.values():
+        metadata = json.loads(path.read_text(encoding="utf-8"))["metadata"]
+        assert metadata["kernelspec"]["name"] == "python3"

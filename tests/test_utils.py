@@ -1,17 +1,106 @@
+"""What the notebooks' cells call, in the order of a run: from the recipe to the plots."""
+
 import dataclasses
+import math
 import platform
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
+import cifar10
 import utils
-from conftest import CPU, draw_images, make_dataset, make_run, prepare
-from models import Session8Net, get_norm
-from utils import RECIPES, get_recipe
+from common import CPU, MUON, draw_images, make_dataset, make_run, needs_muon, prepare
+from models import NORMS, Session8Net, get_norm
+from utils import RECIPES, Recipe, get_recipe
 
-norms = pytest.mark.parametrize("norm", ["bn", "gn", "ln"])
+norms = pytest.mark.parametrize("norm", NORMS)
+
+
+# --- Bad input, wherever it comes in
+
+
+def load(images=None, labels=None, batch_size=4):
+    images = draw_images(4) if images is None else images
+    labels = torch.zeros(len(images), dtype=torch.int64) if labels is None else labels
+    dataset = TensorDataset(images, labels)
+    return list(utils.get_loader(dataset, utils.get_test_transforms(), batch_size))
+
+
+def augment(images):
+    return utils.get_train_transforms(Recipe("x", rotation=5, resize=0.1))(images)
+
+
+def display(images):
+    return utils.post_display(images, ["caption"] * len(images), "title")
+
+
+UINT8 = r"uint8 images of shape \(N, 3, H, W\)"
+BAD = {
+    # images, in each place that takes them
+    "float images": (lambda: augment(torch.rand(4, 3, 32, 32)), UINT8),
+    "nan images": (lambda: augment(torch.full((4, 3, 32, 32), math.nan)), UINT8),
+    "int64 images": (lambda: augment(draw_images().long()), UINT8),
+    "grey images": (lambda: augment(draw_images()[:, :1]), UINT8),
+    "RGBA images": (lambda: augment(draw_images()[:, [0, 1, 2, 0]]), UINT8),
+    "channels last": (lambda: augment(draw_images().permute(0, 2, 3, 1)), UINT8),
+    "an empty batch": (lambda: augment(draw_images(0)), "with N > 0"),
+    "one image, no batch": (lambda: augment(draw_images()[0]), UINT8),
+    "a batch of batches": (lambda: augment(draw_images()[None]), UINT8),
+    "float images to load": (lambda: load(torch.rand(4, 3, 32, 32)), UINT8),
+    "float images to show": (lambda: display(torch.rand(4, 3, 32, 32)), UINT8),
+    "one image to show": (lambda: display(draw_images()[0]), UINT8),
+    # labels and loaders
+    "label 10": (lambda: load(labels=torch.tensor([0, 1, 2, 10])), "from 0 to 10"),
+    "label -1": (lambda: load(labels=torch.tensor([0, 1, 2, -1])), "from -1 to 2"),
+    "float labels": (lambda: load(labels=torch.zeros(4)), "but are torch.float32"),
+    "one-hot labels": (
+        lambda: load(labels=torch.zeros(4, 10, dtype=torch.int64)),
+        r"of shape \(4, 10\)",
+    ),
+    "no images": (lambda: load(draw_images(0)), "data set is empty"),
+    "a batch of 0": (lambda: load(batch_size=0), "batch_size is 0"),
+    "a batch of -1": (lambda: load(batch_size=-1), "batch_size is -1"),
+    "a batch of 2.5": (lambda: load(batch_size=2.5), "batch_size is 2.5"),
+    # names, each with the known ones
+    "recipe": (lambda: get_recipe("One"), "'onecycle', 'reference', 'smoke'"),
+    "precision": (lambda: utils.get_precision("half", CPU), "'native', 'float32', 'bfloat16'"),
+    "optimizer": (
+        lambda: utils.get_optimizer(Session8Net("bn"), Recipe("x", optimizer="adam")),
+        "optimizer is 'adam'.*'sgd', 'muon'",
+    ),
+    "scheduler": (
+        lambda: utils.get_scheduler(None, Recipe("x", scheduler="cosine"), 1),
+        "scheduler is 'cosine'.*'onecycle', 'step'",
+    ),
+    "loss": (lambda: utils.get_loss(Recipe("x", loss="mse")), "loss is 'mse'.*'nll'"),
+    "data": (
+        lambda: utils.get_data(Recipe("x", data="MNIST"), "nowhere", CPU),
+        "data is 'MNIST'.*'CIFAR-10', 'stand-in gratings",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gives_an_error_that_says_what_is_wrong(name):
+    call, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_fewer_labels_than_images_are_refused():
+    with pytest.raises(AssertionError, match="Size mismatch"):
+        load(labels=torch.zeros(3, dtype=torch.int64))
+
+
+def test_labels_are_checked_before_anything_is_trained():
+    dataset = make_dataset(8)
+    dataset.tensors[1][3] = 11
+    with pytest.raises(ValueError, match="from 0 to 11"):
+        prepare(make_run(), dataset)
 
 
 # --- The recipe
@@ -48,50 +137,87 @@ def test_recipes_are_known_by_their_names_and_cannot_be_changed():
         get_recipe("onecycle").lr = 1.0
 
 
-def test_unknown_names_are_refused_with_the_known_ones():
-    def replace(**fields):
-        return dataclasses.replace(get_recipe("onecycle"), **fields)
+BAD_FIELDS = [
+    # the wrong kind
+    *({"epochs": value} for value in (1.5, 3.0, True, "3", None, math.inf)),
+    *({"batch_size": value} for value in (2.5, True, "128")),
+    *({"crop": value} for value in (1.5, True)),
+    *({"step_epochs": value} for value in (1.5, False)),
+    *({"lr": value} for value in ("0.1", True, None, 1j)),
+    *({"nesterov": value} for value in (1, 0, "yes", None)),
+    *({"flip": value} for value in (True, "0.5")),
+    *({name: 3} for name in ("data", "optimizer", "scheduler", "loss")),
+    # out of range
+    *({"epochs": value} for value in (0, -1)),
+    *({"batch_size": value} for value in (0, -1)),
+    *({"step_epochs": value} for value in (0, -1)),
+    *({"lr": value} for value in (-0.1, math.inf, math.nan, 10**400)),
+    *({"affine_lr": value} for value in (-1, math.nan)),
+    *({"weight_decay": value} for value in (-1, math.inf, math.nan)),
+    *({"momentum": value} for value in (-0.1, 1, 1.5, math.nan)),
+    *({"warmup": value} for value in (-0.1, 2, math.nan)),
+    *({"start_factor": value} for value in (0, 2)),
+    *({"step_factor": value} for value in (0, 2)),
+    *({"dropout": value} for value in (-0.1, 1.1)),
+    *({"flip": value} for value in (-0.5, 1.1)),
+    *({"crop": value} for value in (-1, 32)),
+    *({"rotation": value} for value in (-1, 200)),
+    *({"resize": value} for value in (-0.1, 1.0)),
+    # no name of a file
+    *({"name": value} for value in ("", "a/b", "a b", "../x", "x\n", "-x", ".x", "ä", "a\\b", 3)),
+    # together
+    {"nesterov": True, "momentum": 0},
+    {"nesterov": True, "momentum": 0.0, "optimizer": "muon"},
+]
 
-    model = torch.nn.Linear(2, 2)
-    optimizer = utils.get_optimizer(model, replace())
-    with pytest.raises(ValueError, match="'onecycle', 'reference', 'smoke'"):
-        get_recipe("one-cycle")
-    with pytest.raises(ValueError, match="optimizer is 'adam'.*'sgd'"):
-        utils.get_optimizer(model, replace(optimizer="adam"))
-    with pytest.raises(ValueError, match="scheduler is 'cosine'.*'onecycle', 'step'"):
-        utils.get_scheduler(optimizer, replace(scheduler="cosine"), 10)
-    with pytest.raises(ValueError, match="loss is 'mse'.*'nll'"):
-        utils.get_loss(replace(loss="mse"))
-    with pytest.raises(ValueError, match="data is 'MNIST'.*'CIFAR-10', 'stand-in gratings"):
-        utils.get_data(replace(data="MNIST"), "nowhere", CPU)
+
+@pytest.mark.parametrize("fields", BAD_FIELDS, ids=repr)
+def test_a_value_that_cannot_be_meant_is_refused_and_its_field_is_named(fields):
+    name, value = next(iter(fields.items()))
+    with pytest.raises(ValueError, match=f"^{name} is ") as error:
+        Recipe(**{"name": "x"} | fields)
+    assert repr(value) in str(error.value)
 
 
-@pytest.mark.parametrize(("text", "seed"), [("0", 0), ("1", 1), (" 42 ", 42)])
-def test_a_seed_is_a_whole_number(text, seed):
-    assert utils.get_seed(text) == seed
-
-
-@pytest.mark.parametrize("text", ["", "one", "1.5", "-1", "1e3", str(2**63)])
-def test_another_seed_is_refused(text):
-    with pytest.raises(ValueError, match="SEED is .* whole number"):
-        utils.get_seed(text)
+def test_values_at_the_edge_are_taken():
+    Recipe("a.b_c+d-1", epochs=1, batch_size=1, lr=0, momentum=0, nesterov=False, weight_decay=0)
+    Recipe("x", warmup=0, start_factor=1, step_factor=1, dropout=1, crop=31, rotation=180, flip=1)
+    Recipe("x", optimizer="muon", momentum=0, nesterov=False, affine_lr=0)
 
 
 # --- The device
 
 
-def test_bfloat16_is_used_only_where_it_is_native(monkeypatch):
-    def precision(capabilities):
-        monkeypatch.setattr(utils, "_cpu_capabilities", lambda: capabilities)
-        return utils.get_precision(CPU)
+def test_a_precision_asked_for_is_the_one_that_is_had(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    for device in (CPU, torch.device("cuda")):
+        for name in ("float32", "bfloat16"):
+            assert utils.get_precision(name, device) == name
+    assert utils.get_precision(" float32\n", CPU) == "float32"
 
-    assert precision({"avx512_bf16": True}) == torch.bfloat16
-    assert precision({"avx512_bf16": False, "amx_bf16": True}) == torch.bfloat16
-    assert precision({"avx512_f": True, "avx512_bf16": False}) == torch.float32
-    assert precision({}) == torch.float32
-    for capability, dtype in (((7, 5), torch.float32), ((8, 0), torch.bfloat16)):
+
+@pytest.mark.parametrize("name", ["float16", "Native", "fp32", "torch.bfloat16"])
+def test_another_precision_is_refused_with_the_known_ones(name):
+    known = f"PRECISION is '{name}', but must be one of 'native', 'float32', 'bfloat16'"
+    with pytest.raises(ValueError, match=known):
+        utils.get_precision(name, CPU)
+
+
+@pytest.mark.parametrize("native", ["native", " native ", "", None])
+def test_native_is_bfloat16_only_where_the_hardware_computes_in_it(native, monkeypatch):
+    def choose(**capabilities):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+        return utils.get_precision(native, CPU)
+
+    assert choose(avx512_bf16=True) == "bfloat16"
+    assert choose(avx512_bf16=False, amx_bf16=True) == "bfloat16"
+    assert choose(avx512_f=True, avx512_bf16=False) == "float32"
+    assert choose() == "float32"
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # as in older versions
+    assert utils.get_precision(native, CPU) == "float32"
+    for capability, precision in (((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
-        assert utils.get_precision(torch.device("cuda")) == dtype
+        assert utils.get_precision(native, torch.device("cuda")) == precision
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what keeps the memory is glibc's")
@@ -174,9 +300,9 @@ def test_transforms_are_there_only_where_the_recipe_asks_for_them():
         return [type(step).__name__ for step in utils.get_train_transforms(recipe).transforms]
 
     plain = [type(step).__name__ for step in utils.get_test_transforms().transforms]
-    assert plain == ["CheckBatch", "ToDtype", "Normalize"]
+    assert plain == ["CheckBatch", "Normalize"]
     assert steps(crop=0, flip=0.0) == plain
-    assert steps() == ["CheckBatch", "RandomCrop", "RandomFlip", "ToDtype", "Normalize"]
+    assert steps() == ["CheckBatch", "RandomCrop", "RandomFlip", "Normalize"]
     for field in ("rotation", "resize"):
         assert "RandomAffine" in steps(**{field: 0.1})
 
@@ -189,7 +315,7 @@ def test_normalization_is_the_formula():
     assert normalized.dtype == torch.float32
     torch.testing.assert_close(normalized, (images / 255 - mean) / std)
     scaled = v2.functional.to_dtype(images, torch.float32, scale=True)
-    assert torch.equal(normalized, v2.functional.normalize(scaled, utils.MEAN, utils.STD))
+    assert torch.equal(normalized, v2.functional.normalize(scaled, cifar10.MEAN, cifar10.STD))
     assert torch.equal(utils.denormalize(normalized), images)
 
 
@@ -236,6 +362,33 @@ def test_a_loader_without_shuffle_keeps_order_and_images():
     assert torch.equal(utils.denormalize(images), dataset.tensors[0])
 
 
+def test_a_batch_larger_than_the_data_set_is_the_data_set():
+    (images, labels), *others = load(draw_images(3), batch_size=1000)
+    assert images.shape == (3, 3, 32, 32)
+    assert labels.shape == (3,)
+    assert others == []
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_loader_draws_the_numbers_that_pytorch_s_draws(shuffle):
+    dataset = make_dataset(70)
+
+    class Indices:
+        def __iter__(self):
+            order = torch.randperm(70) if shuffle else torch.arange(70)
+            yield from order.split(16)
+
+    theirs = DataLoader(dataset, batch_size=None, sampler=Indices())
+    ours = utils.get_loader(dataset, lambda images: images, 16, shuffle)
+    drawn = []
+    for loader in (theirs, ours):
+        torch.manual_seed(3)
+        drawn.append(list(loader) + list(loader))
+        drawn[-1].append([torch.rand(5)])  # what is drawn after
+    for one, other in zip(*drawn, strict=True):
+        assert all(map(torch.equal, one, other))
+
+
 # --- Training and evaluation
 
 
@@ -262,6 +415,57 @@ def test_onecycle_rises_to_its_peak_and_falls_to_almost_nothing():
     assert rates[782] == pytest.approx(peak * (0.1 + 0.9 * 782 / 1563), rel=1e-3)  # half way up
 
 
+def test_without_warm_up_the_rate_falls_from_its_peak():
+    rates = get_rates(Recipe("x", epochs=4, warmup=0.0), 5)
+    assert max(rates) == rates[0] == pytest.approx(0.05, rel=0.06)
+    assert rates == sorted(rates, reverse=True)
+
+
+@pytest.mark.parametrize("warmup", [0.5, 0.9, 1.0])
+def test_with_a_long_warm_up_the_rate_rises_for_as_long(warmup):
+    rates = get_rates(Recipe("x", epochs=4, warmup=warmup), 5)
+    rise = min(round(warmup * 20), 19)  # there is always one step to fall in
+    assert rates[:rise] == sorted(rates[:rise])
+    assert rates[0] == pytest.approx(0.005)
+    assert rates[rise - 1] == max(rates) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "warmup"),
+    [(5, 1, 0.2), (1, 4, 0.25), (2, 1, 0.5), (3, 1, 0.2), (1, 1, 0.2)],
+)
+def test_a_warm_up_of_a_step_or_less_is_none(epochs, steps, warmup):
+    rates = get_rates(Recipe("x", epochs=epochs, warmup=warmup), steps)
+    assert len(rates) == epochs * steps
+    assert all(0 < rate <= 0.05 for rate in rates)
+    assert rates == sorted(rates, reverse=True)
+
+
+@norms
+def test_a_run_whose_warm_up_is_one_step_trains(norm):
+    run = utils.Run(Recipe("x", epochs=5, batch_size=128, warmup=0.2), norm, 1, "float32")
+    model, *rest = prepare(run, make_dataset(128))
+    before = [parameter.clone() for parameter in model.parameters()]
+    history = utils.fit(run, model, *rest)
+    assert history["lr"][0] == max(history["lr"]) == pytest.approx(0.04, rel=0.01)
+    assert not any(map(torch.equal, before, model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("norm", "changes"),
+    [
+        ("bn", {"lr": 0.1}),
+        *(pytest.param(norm, MUON | {"lr": 0.1}, marks=needs_muon) for norm in NORMS),
+    ],
+)
+def test_a_network_learns_one_batch_by_heart(norm, changes):
+    changes = changes | {"warmup": 1 / 30, "weight_decay": 0.0}  # a warm-up of one step
+    run = make_run(norm=norm, epochs=30, batch_size=16, crop=0, flip=0.0, **changes)
+    losses = utils.fit(run, *prepare(run, make_dataset(16)))["train_loss"]
+    assert losses[0] == pytest.approx(math.log(10), abs=0.2)
+    assert losses[-1] < 0.5
+
+
 def test_the_reference_schedule_drops_by_ten_every_six_epochs():
     rates = get_rates(get_recipe("reference"), 3)
     epochs = [0.04] * 6 + [0.004] * 6 + [4e-4] * 6 + [4e-5] * 2
@@ -285,8 +489,7 @@ def test_the_number_correct_is_counted_on_the_device():
 
 
 @norms
-def test_the_loss_is_the_mean_over_images_also_with_a_short_last_batch(norm, monkeypatch):
-    monkeypatch.setattr(utils, "get_precision", lambda device: torch.float32)
+def test_the_loss_is_the_mean_over_images_also_with_a_short_last_batch(norm):
     dataset = make_dataset(70)  # batches of 32, 32 and 6
     run = make_run(norm=norm, batch_size=32, lr=0.0, crop=0, flip=0.0)
     model, train_loader, test_loader, optimizer, scheduler, criterion = prepare(run, dataset)
@@ -340,10 +543,336 @@ def test_a_step_sends_nothing_to_the_device_and_reads_nothing_back(monkeypatch):
 
 
 @norms
-def test_the_smoke_recipe_learns_its_data(norm):
-    run = make_run("smoke", norm)
+@pytest.mark.parametrize("images", [1, 33], ids=["a batch of one", "a last batch of one"])
+def test_a_batch_of_one_image_trains_with_every_norm(images, norm):
+    run = make_run(norm=norm, batch_size=32, epochs=2)
+    model, *rest = prepare(run, make_dataset(images))
+    history = utils.fit(run, model, *rest)
+    assert all(math.isfinite(loss) for loss in history["train_loss"] + history["test_loss"])
+    assert all(weight.isfinite().all() for weight in model.state_dict().values())
+
+
+@norms
+def test_a_rate_of_0_changes_no_weight(norm):
+    run = make_run(norm=norm, batch_size=32, epochs=1, lr=0.0)
+    model, *rest = prepare(run)
+    before = [parameter.clone() for parameter in model.parameters()]
+    utils.fit(run, model, *rest)
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+# A run of two epochs: what of the second only such a run can show
+
+
+@norms
+@pytest.mark.parametrize("recipe", ["onecycle", "reference"])
+def test_two_epochs_are_those_of_a_loop_out_of_a_textbook(norm, recipe):
+    """Modes, momentum, gradients zeroed, the schedule, order and augmentation go on as they do."""
+    run = make_run(recipe, norm, batch_size=32, epochs=2, step_epochs=1, dropout=0.1)
+    model, *rest = prepare(run)
+    history = utils.fit(run, model, *rest)
+    theirs, train_loader, test_loader, *_ = prepare(run)
+    fields = dataclasses.asdict(run.recipe)
+    options = {name: fields[name] for name in ("lr", "momentum", "nesterov", "weight_decay")}
+    optimizer = torch.optim.SGD(theirs.parameters(), **options)
+    rates = get_rates(run.recipe, len(train_loader))
+    torch.manual_seed(run.seed)
+    losses = []
+    for epoch in range(2):
+        theirs.train()
+        for step, (images, labels) in enumerate(train_loader):
+            optimizer.param_groups[0]["lr"] = rates[epoch * len(train_loader) + step]
+            optimizer.zero_grad()
+            F.nll_loss(theirs(images), labels).backward()
+            optimizer.step()
+        theirs.eval()
+        with torch.no_grad():
+            parts = [(theirs(images), labels) for images, labels in test_loader]
+        outputs, labels = map(torch.cat, zip(*parts, strict=True))
+        losses.append(F.nll_loss(outputs, labels).item())
+    assert history["lr"] == [rates[0], rates[len(train_loader)]]
+    assert history["test_loss"] == pytest.approx(losses)
+    for name, tensor in theirs.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor)
+
+
+def record(run, dataset=None):
+    """Run it; return for each pass through the network whether it trained, and its images."""
+    model, *rest = prepare(run, dataset)
+    passes = []
+    model.register_forward_pre_hook(
+        lambda model, inputs: passes.append((model.training, inputs[0].clone()))
+    )
+    utils.fit(run, model, *rest)
+    return passes
+
+
+@norms
+def test_every_step_of_every_epoch_trains_in_training_mode_and_tests_in_the_other(norm):
+    passes = record(make_run(norm=norm, batch_size=32, epochs=3))
+    assert [training for training, _ in passes] == ([True] * 3 + [False] * 3) * 3
+
+
+def test_a_second_epoch_has_another_order_and_other_augmentation():
+    dataset = make_dataset(70)
+    plain = [images for _, images in record(make_run(batch_size=70, epochs=2, crop=0, flip=0.0))]
+    first, test, second, _ = plain
+    assert not torch.equal(first, second)
+    places = [(image == test).flatten(1).all(1).nonzero().item() for image in second]
+    assert torch.equal(second, test[places])  # the same images in another order
+    assert sorted(places) == list(range(70))
+    one = TensorDataset(*(tensor[:1].repeat(70, *[1] * (tensor.ndim - 1)) for tensor in dataset[:]))
+    first, _, second, _ = (images for _, images in record(make_run(batch_size=70, epochs=2), one))
+    assert not torch.equal(first, second)  # though all images are the same
+
+
+def test_running_averages_move_in_the_second_epoch():
+    run = make_run(batch_size=32, epochs=2, lr=0.0)
+    model, train_loader, test_loader, *rest = prepare(run)
+    averages = model.layers.C1.norm
+    seen = []
+    for _ in range(2):
+        utils.train(model, train_loader, *rest)
+        utils.test(model, test_loader, rest[-1])
+        seen.append((averages.running_mean.clone(), averages.running_var.clone()))
+        assert averages.num_batches_tracked == 3 * len(seen)
+    assert not any(map(torch.equal, *seen))
+
+
+def test_gradients_do_not_add_up_from_step_to_step_or_epoch_to_epoch(monkeypatch):
+    gradients, step = [], torch.optim.SGD.step
+
+    def look(self, *args):
+        gradients.append([p.grad.clone() for p in self.param_groups[0]["params"]])
+        return step(self, *args)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", look)
+    dataset = TensorDataset(draw_images(1).repeat(8, 1, 1, 1), torch.full((8,), 3))
+    run = make_run(norm="gn", batch_size=4, epochs=2, lr=0.0, crop=0, flip=0.0)
+    utils.fit(run, *prepare(run, dataset))
+    assert len(gradients) == 4
+    for others in gradients[1:]:  # of the same weights and images
+        torch.testing.assert_close(others, gradients[0])
+
+
+# Precision
+
+
+@norms
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_convolutions_are_computed_in_the_run_s_precision_everywhere(norm, precision):
+    run = make_run(norm=norm, precision=precision, batch_size=32, epochs=1)
+    model, train_loader, test_loader, *rest = prepare(run)
+    computed = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda *args: computed.append(args[2].dtype))
+    expected = {getattr(torch, precision)}
+    calls = (
+        lambda: utils.train(model, train_loader, *rest, precision),
+        lambda: utils.test(model, test_loader, rest[-1], precision),
+        lambda: utils.predict(model, test_loader, precision),
+    )
+    for call in calls:
+        computed.clear()
+        call()
+        assert len(computed) == 11 * 3
+        assert set(computed) == expected
+    assert utils.predict(model, test_loader, precision)[0].dtype == torch.float32
+    computed.clear()
+    model, *rest = prepare(run)
+    for module in (model.layers.C1.conv, model.layers.c11):
+        module.register_forward_hook(lambda *args: computed.append(args[2].dtype))
+    utils.fit(run, model, *rest)
+    assert len(computed) == 2 * (3 + 3)
+    assert set(computed) == expected
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_without_a_precision_all_is_computed_in_float32():
+    model, train_loader, test_loader, *rest = prepare(make_run())
+    computed = []
+    model.layers.C2.conv.register_forward_hook(lambda *args: computed.append(args[2].dtype))
+    utils.train(model, train_loader, *rest)
+    utils.test(model, test_loader, rest[-1])
+    utils.predict(model, test_loader)
+    assert set(computed) == {torch.float32}
+
+
+# Muon
+
+
+def draw_gradients(model):
+    """Give every parameter a gradient of full rank, the same each time in each memory format."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        drawn = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim == 4 and not parameter.is_contiguous():
+            drawn = drawn.contiguous(memory_format=torch.channels_last)
+        parameter.grad = drawn
+
+
+def make_muon(memory_format=torch.channels_last, norm="gn", **changes):
+    """Return a network and its optimizer, before its first step."""
+    torch.manual_seed(0)
+    model = Session8Net(norm).to(memory_format=memory_format)
+    return model, utils.get_optimizer(model, Recipe("x", **MUON | changes))
+
+
+def move(steps=1, **options):
+    """Return by how much those steps move each parameter, and the parameters before."""
+    model, optimizer = make_muon(**options)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for _ in range(steps):
+        draw_gradients(model)
+        optimizer.step()
+    moved = {name: p.detach() - before[name] for name, p in model.named_parameters()}
+    return moved, before
+
+
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@needs_muon
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_muon_moves_a_convolution_by_an_almost_orthogonal_matrix(memory_format):
+    moved, before = move(memory_format=FORMATS[memory_format])
+    convolutions = [name for name in moved if moved[name].ndim == 4]
+    assert len(convolutions) == 11
+    for name in convolutions:
+        values = torch.linalg.svdvals(moved[name].flatten(1)) / MUON["lr"]
+        assert 0.5 < values.min() <= values.max() < 1.5, name
+        decay = MUON["lr"] * MUON["weight_decay"] * before[name]  # decoupled
+        undecayed = move(memory_format=FORMATS[memory_format], weight_decay=0.0)[0][name]
+        torch.testing.assert_close(moved[name], undecayed - decay, atol=1e-6, rtol=0)
+
+
+@needs_muon
+@pytest.mark.parametrize("steps", [1, 3])
+def test_muon_moves_scales_and_shifts_as_sgd_does_without_decay(steps):
+    options = {"momentum": 0.9, "nesterov": True, "affine_lr": 0.02}
+    model, optimizer = make_muon(**options)
+    theirs, _ = make_muon()
+    affine = [parameter for parameter in theirs.parameters() if parameter.ndim == 1]
+    sgd = torch.optim.SGD(affine, lr=0.02, momentum=0.9, nesterov=True)
+    for _ in range(steps):
+        draw_gradients(model)
+        draw_gradients(theirs)
+        optimizer.step()
+        sgd.step()
+    ours = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    assert len(ours) == len(affine) == 16
+    assert all(map(torch.equal, ours, affine))
+
+
+@needs_muon
+@pytest.mark.parametrize("steps", [1, 2])
+def test_muon_moves_the_same_way_in_each_memory_format(steps):
+    ours, theirs = (move(steps, memory_format=format)[0] for format in FORMATS.values())
+    for name in ours:  # Muon computes in bfloat16
+        torch.testing.assert_close(ours[name], theirs[name], atol=0.03 * MUON["lr"], rtol=0)
+
+
+@needs_muon
+def test_muon_trains_on_the_gradient_of_the_last_batch_alone():
+    model, optimizer = make_muon()
+    draw_gradients(model)
+    optimizer.step()
+    optimizer.zero_grad()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    before = [parameter.clone() for parameter in model.parameters()]
+    optimizer.step()  # without a gradient
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+@needs_muon
+def test_the_schedule_moves_both_of_muon_s_rates():
+    recipe = Recipe("x", epochs=4, warmup=0.5, **MUON | {"affine_lr": 0.2})
+    model = Session8Net("gn")
+    optimizer = utils.get_optimizer(model, recipe)
+    scheduler = utils.get_scheduler(optimizer, recipe, 5)
+    rates = []
+    for _ in range(20):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        draw_gradients(model)
+        optimizer.step()
+        scheduler.step()
+        changed = model.layers.C2.conv.weight - before["layers.C2.conv.weight"]
+        assert 0.5 < torch.linalg.svdvals(changed.flatten(1)).max() / rates[-1][0] < 1.5
+    assert rates[0] == pytest.approx([0.003, 0.02])
+    assert rates[9] == pytest.approx([0.03, 0.2])
+    assert max(rates[-1]) < 1e-4
+    for muon, affine in rates:
+        assert affine / muon == pytest.approx(0.2 / 0.03)
+
+
+@needs_muon
+@pytest.mark.parametrize("change", ["memory format", "data"])
+def test_muon_refuses_a_model_that_was_changed_behind_its_back(change):
+    model, optimizer = make_muon()
+    if change == "data":
+        model.layers.C4.conv.weight.data = model.layers.C4.conv.weight.data.clone()
+    else:
+        model.to(memory_format=torch.contiguous_format)
+    draw_gradients(model)
+    with pytest.raises(RuntimeError, match="Make the optimizer after model.to"):
+        optimizer.step()
+
+
+@needs_muon
+def test_muon_takes_a_model_of_convolutions_alone_but_none_without_any():
+    recipe = Recipe("x", **MUON)
+    with pytest.raises(ValueError, match="'muon', but the model has no convolution"):
+        utils.get_optimizer(nn.Linear(2, 2), recipe)
+    model = nn.Conv2d(3, 4, 3, bias=False)
+    before = model.weight.detach().clone()
+    optimizer = utils.get_optimizer(model, recipe)
+    utils.get_scheduler(optimizer, recipe, 5)
+    draw_gradients(model)
+    optimizer.step()
+    assert not torch.equal(model.weight, before)
+
+
+def test_a_pytorch_without_muon_is_told_which_has_it(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(RuntimeError, match="'x' needs the optimizer Muon of PyTorch 2.9 or later"):
+        utils.get_optimizer(Session8Net("bn"), Recipe("x", **MUON))
+
+
+@needs_muon
+def test_muon_without_momentum_forgets_the_last_gradient():
+    options = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
+    model, optimizer = make_muon(**options)
+    moves = []
+    for scale in (100.0, 1.0):  # of a gradient that is forgotten, or else outweighs the next
+        weight = model.layers.C2.conv.weight
+        before = weight.detach().clone()
+        draw_gradients(model)
+        weight.grad = scale * (weight.grad if scale == 1 else weight.grad.flip(0))
+        optimizer.step()
+        moves.append(weight.detach() - before)
+    alone = move(**options)[0]["layers.C2.conv.weight"]
+    torch.testing.assert_close(moves[1], alone, atol=0.03 * MUON["lr"], rtol=0)
+    assert not torch.allclose(moves[0], alone, atol=0.03 * MUON["lr"])
+
+
+@needs_muon
+def test_muon_at_a_rate_of_0_leaves_the_convolutions_alone():
+    moved, _ = move(lr=0.0)
+    for name, change in moved.items():
+        assert bool(change.any()) == (change.ndim == 1), name
+
+
+@pytest.mark.parametrize(
+    ("norm", "changes"),
+    # SGD would need more than these few epochs without a normalization
+    [("bn", {}), ("gn", {}), ("ln", {}), pytest.param("none", MUON, marks=needs_muon)],
+)
+def test_the_smoke_recipe_learns_its_data(norm, changes):
+    run = make_run("smoke", norm, **changes)
     data = utils.get_data(run.recipe, "nowhere", CPU)
-    history = utils.fit(run, *prepare(run, data.train, data.test))
+    history = utils.fit(run, *utils.assemble(run, data))
     assert history["test_acc"][-1] > 60  # chance is 10
 
 
@@ -435,8 +964,9 @@ def test_the_curves_are_the_history_with_labels_and_units():
 
 
 def test_the_norms_are_told_apart_in_grey_too():
+    assert set(utils.STYLES) == set(NORMS)
     for key in ("color", "linestyle", "marker"):
-        assert len({style[key] for style in utils.STYLES.values()}) == 3
+        assert len({style[key] for style in utils.STYLES.values()}) == len(NORMS)
     greys = sorted(
         sum(w * int(style["color"][k : k + 2], 16) for w, k in ((0.3, 1), (0.59, 3), (0.11, 5)))
         for style in utils.STYLES.values()
@@ -515,7 +1045,7 @@ def test_the_maps_show_what_a_normalization_makes_even(norm):
     )
     assert (columns == 0) == (norm == "bn")
     assert (blocks == 0) == (norm == "gn")
-    assert (rows == 0) == (norm != "bn")
+    assert (rows == 0) == (norm in ("gn", "ln"))
     assert [axis.get_ylabel() for axis in figure.axes[4:]] == ["mean", "standard deviation"]
 
 
@@ -523,9 +1053,9 @@ def test_the_maps_show_what_a_normalization_makes_even(norm):
 
 
 @pytest.mark.cifar10
-@norms
+@pytest.mark.parametrize("norm", ["bn", "gn", "ln"])  # without one, an epoch of SGD is too short
 def test_one_epoch_on_the_real_data_reaches_45_percent(norm, cifar10_root):
     run = make_run(norm=norm, epochs=1)
     data = utils.get_data(run.recipe, cifar10_root, CPU)
-    history = utils.fit(run, *prepare(run, data.train, data.test))
+    history = utils.fit(run, *utils.assemble(run, data))
     assert history["test_acc"][-1] >= 45

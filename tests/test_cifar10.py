@@ -3,19 +3,24 @@
 import errno
 import hashlib
 import http.server
+import os
 import pickle
 import subprocess
 import sys
 import tarfile
 import threading
 import time
+import urllib.request
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from torchvision.datasets import CIFAR10
 
+import cifar10
 import utils
-from conftest import CPU, draw_images
+from common import CPU, draw_images
 from utils import get_recipe
 
 
@@ -41,6 +46,54 @@ def write_cifar10(root, monkeypatch):
     return folder
 
 
+@pytest.mark.parametrize(
+    ("text", "folder"),
+    [
+        ("{home}/x", "{home}/x"),
+        ("~", "{home}"),
+        ("~/x", "{home}/x"),
+        ("$HOME/x", "{home}/x"),
+        ("'~/x'", "{home}/x"),
+        ('"{home}/a b"', "{home}/a b"),
+        (" {home}/x\n", "{home}/x"),
+        ("x/y", "{here}/x/y"),
+        (".", "{here}"),
+        ("{home}/x/cifar-10-batches-py", "{home}/x"),
+        ("~/x/cifar-10-batches-py/", "{home}/x"),
+        ("cifar-10-batches-py", "{here}"),
+        ("{home}/x/cifar-10-python.tar.gz", "{home}/x"),
+        ("", "{here}/data"),
+        (" \n", "{here}/data"),
+        ("''", "{here}/data"),
+        (None, "{here}/data"),
+    ],
+)
+def test_a_data_folder_is_absolute_however_it_is_spelled(text, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    places = {"home": tmp_path / "home", "here": tmp_path}
+    expected = Path(folder.format(**places))
+    assert cifar10.get_root(text and text.format(**places)) == expected
+    assert cifar10.get_root(expected) == expected
+
+
+@pytest.mark.parametrize("text", ["$NO_SUCH_VARIABLE/x", "${NO_SUCH_VARIABLE}/x", "~/$NO_SUCH_1"])
+def test_a_data_folder_of_a_variable_that_is_not_set_is_refused(text):
+    with pytest.raises(ValueError, match=r"CIFAR10_ROOT is .*\$\{?NO_SUCH_\w+ is not set"):
+        cifar10.get_root(text)
+
+
+@pytest.mark.parametrize("below", ["", CIFAR10.base_folder])
+def test_the_folder_itself_is_read_as_the_folder_that_holds_it(below, tmp_path, monkeypatch):
+    write_cifar10(tmp_path, monkeypatch)
+    assert len(cifar10.load_cifar10(f" {tmp_path / below}\n").test) == 3
+
+
+def test_unset_the_data_folder_is_data_beside_the_notebook(tmp_path, monkeypatch):
+    write_cifar10(tmp_path / "data", monkeypatch)
+    for unset in ("", None):
+        assert len(utils.get_data(get_recipe("onecycle"), unset, CPU).test) == 3
+
+
 def test_cifar10_is_read_as_one_tensor_of_images_and_one_of_labels(tmp_path, monkeypatch):
     folder = write_cifar10(tmp_path, monkeypatch)
     data = utils.get_data(get_recipe("onecycle"), tmp_path, CPU)
@@ -51,6 +104,27 @@ def test_cifar10_is_read_as_one_tensor_of_images_and_one_of_labels(tmp_path, mon
     assert labels.tolist() == [0, 1, 2, 3] * 5
     raw = torch.tensor(pickle.loads((folder / "test_batch").read_bytes())["data"])
     assert torch.equal(data.test.tensors[0], raw.view(3, 3, 32, 32))
+    assert not data.stand_in
+
+
+def test_reading_warns_of_nothing_even_if_unpickling_does(tmp_path, monkeypatch, recwarn):
+    """As NumPy 2.4.0 to 2.4.4 does."""
+    write_cifar10(tmp_path, monkeypatch)
+    load, loaded = pickle.load, []
+
+    def load_and_warn(file, **options):
+        loaded.append(file)
+        warnings.warn("dtype(): align should be passed as Python or NumPy boolean", stacklevel=2)
+        return load(file, **options)
+
+    monkeypatch.setattr(pickle, "load", load_and_warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(cifar10.load_cifar10(tmp_path).train) == 20
+        with pytest.raises(UserWarning, match="later"):  # what comes after is not silenced
+            warnings.warn("later", stacklevel=1)
+    assert len(loaded) >= 6
+    assert not recwarn
 
 
 @pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
@@ -59,10 +133,10 @@ def test_a_missing_or_damaged_file_is_named_with_its_remedy(name, tmp_path, monk
     path = folder / name
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=f"{path} is damaged.* Delete the folder {folder}"):
-        utils.load_cifar10(tmp_path)
+        cifar10.load_cifar10(tmp_path)
     path.unlink()
     with pytest.raises(FileNotFoundError, match=f"{path} is missing. Delete the folder {folder}"):
-        utils.load_cifar10(tmp_path)
+        cifar10.load_cifar10(tmp_path)
 
 
 class Mirror(http.server.BaseHTTPRequestHandler):
@@ -111,13 +185,13 @@ def mirrors(tmp_path, monkeypatch):
     archive = (tmp_path / "archive").read_bytes()
     monkeypatch.setattr(Mirror, "archive", archive)
     monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive).hexdigest())
-    monkeypatch.setattr(utils, "STALL", 0.5)
+    monkeypatch.setattr(cifar10, "STALL", 0.5)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
 
     def use(*ways):
         urls = [f"http://127.0.0.1:{server.server_port}/{way}" for way in ways]
-        monkeypatch.setattr(utils, "MIRRORS", urls)
+        monkeypatch.setattr(cifar10, "MIRRORS", urls)
 
     yield use
     server.shutdown()
@@ -127,7 +201,7 @@ def mirrors(tmp_path, monkeypatch):
 def test_a_bad_mirror_is_passed_over_for_the_next_in_bounded_time(way, tmp_path, mirrors):
     mirrors(way, "right")
     start = time.monotonic()
-    assert len(utils.load_cifar10(tmp_path / "data").train) == 20
+    assert len(cifar10.load_cifar10(tmp_path / "data").train) == 20
     assert time.monotonic() - start < 10
     assert [path.name for path in (tmp_path / "data").iterdir()] == [CIFAR10.base_folder]
 
@@ -146,15 +220,44 @@ def test_with_bad_mirrors_alone_nothing_is_left_and_the_error_says_what_to_do(
 
 def test_a_redirect_is_followed_and_what_it_leads_to_is_checked(tmp_path, mirrors):
     mirrors("moved")
-    assert len(utils.load_cifar10(tmp_path / "data").train) == 20
+    assert len(cifar10.load_cifar10(tmp_path / "data").train) == 20
 
 
 def test_a_refused_connection_is_an_error_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(utils, "MIRRORS", ["http://127.0.0.1:9/none"])
+    monkeypatch.setattr(cifar10, "MIRRORS", ["http://127.0.0.1:9/none"])
     start = time.monotonic()
     with pytest.raises(ConnectionError, match="RECIPE=smoke"):
-        utils.load_cifar10(tmp_path / "data")
+        cifar10.load_cifar10(tmp_path / "data")
     assert time.monotonic() - start < 5
+
+
+def load_with_the_default_bar(root):
+    return cifar10.load_cifar10(root)
+
+
+def load_with_the_notebooks_bar(root):
+    return utils.get_data(get_recipe("onecycle"), root, CPU)
+
+
+@pytest.mark.parametrize("load", [load_with_the_default_bar, load_with_the_notebooks_bar])
+def test_a_download_says_first_which_folder_has_no_data(load, tmp_path, mirrors, capsys):
+    mirrors("busy", "right")
+    assert len(load("data").train) == 20  # relative, but said in full
+    said, *downloads = capsys.readouterr().out.splitlines()
+    assert said == f"No CIFAR-10 in {tmp_path / 'data'}: it is downloaded there (170 MB)."
+    expected = [f"Downloading {url}" for url in cifar10.MIRRORS if url.endswith("right")]
+    assert downloads == (expected if load is load_with_the_notebooks_bar else [])
+    load("data")
+    assert capsys.readouterr().out == ""
+
+
+def test_that_a_download_begins_is_said_before_it_does(tmp_path, monkeypatch, capsys):
+    def fail(*args, **options):
+        raise OSError(f"so far: {capsys.readouterr().out}")
+
+    monkeypatch.setattr(urllib.request, "urlopen", fail)
+    with pytest.raises(ConnectionError, match=f"so far: No CIFAR-10 in {tmp_path / 'data'}: "):
+        cifar10.load_cifar10()
 
 
 def test_an_archive_put_there_by_hand_is_used_if_it_is_whole(tmp_path, mirrors):
@@ -163,58 +266,69 @@ def test_an_archive_put_there_by_hand_is_used_if_it_is_whole(tmp_path, mirrors):
     root.mkdir()
     (root / CIFAR10.filename).write_bytes(Mirror.archive[:-1])
     with pytest.raises(ValueError, match=f"{root / CIFAR10.filename} is damaged.* Delete it"):
-        utils.load_cifar10(root)
+        cifar10.load_cifar10(root)
     assert [path.name for path in root.iterdir()] == [CIFAR10.filename]
     (root / CIFAR10.filename).write_bytes(Mirror.archive)
-    assert len(utils.load_cifar10(root).test) == 3
+    assert len(cifar10.load_cifar10(root).test) == 3
 
 
-def test_two_downloads_at_once_both_end_well(tmp_path, mirrors):
+def test_two_downloads_at_once_both_end_well(tmp_path, mirrors, monkeypatch):
     mirrors("right")
     root, data = tmp_path / "data", []
     barrier = threading.Barrier(2, timeout=10)
-    download = utils._download
+    unpack = tarfile.open
 
     def together(*args):
-        download(*args)
         barrier.wait()  # both have the archive before either unpacks it
+        return unpack(*args)
 
-    utils._download, threads = together, []
-    try:
-        for _ in range(2):
-            threads.append(threading.Thread(target=lambda: data.append(utils.load_cifar10(root))))
-            threads[-1].start()
-        for thread in threads:
-            thread.join()
-    finally:
-        utils._download = download
+    monkeypatch.setattr(tarfile, "open", together)
+    threads = [
+        threading.Thread(target=lambda: data.append(cifar10.load_cifar10(root))) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert [len(part.train) for part in data] == [20, 20]
     assert [path.name for path in root.iterdir()] == [CIFAR10.base_folder]
+
+
+@pytest.mark.parametrize("root", [os.devnull, "/dev/null/x"])
+def test_a_data_folder_that_cannot_be_made_is_named_with_the_remedy(root):
+    with pytest.raises(OSError, match=f"the folder {root} .* CIFAR10_ROOT"):
+        cifar10.load_cifar10(root)
 
 
 def test_a_data_folder_that_is_a_file_is_named_with_the_remedy(tmp_path, mirrors):
     mirrors("right")
     (tmp_path / "data").write_text("a file")
     with pytest.raises(OSError, match=f"the folder {tmp_path / 'data'} .* CIFAR10_ROOT"):
-        utils.load_cifar10(tmp_path / "data")
+        cifar10.load_cifar10(tmp_path / "data")
     assert (tmp_path / "data").read_text() == "a file"
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
-@pytest.mark.parametrize("function", ["_download", "_unpack"])
+@pytest.mark.parametrize(
+    ("owner", "function"),
+    [(Path, "open"), (tarfile.TarFile, "extractall")],
+    ids=["writing", "unpacking"],
+)
 def test_a_full_or_read_only_disk_is_named_with_the_remedy(
-    code, function, tmp_path, mirrors, monkeypatch
+    code, owner, function, tmp_path, mirrors, monkeypatch
 ):
     mirrors("right", "right")
     calls = []
 
-    def fail(*args):
+    def fail(*args, **options):
         calls.append(args)
         raise OSError(code, "stand-in for the disk")
 
-    monkeypatch.setattr(utils, function, fail)
-    with pytest.raises(OSError, match=f"the folder {tmp_path / 'data'} .stand-in.*350 MB") as error:
-        utils.load_cifar10(tmp_path / "data")
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, function, fail)
+        said = f"the folder {tmp_path / 'data'} .stand-in.*350 MB"
+        with pytest.raises(OSError, match=said) as error:
+            cifar10.load_cifar10(tmp_path / "data")
     assert error.value.errno == code
     assert len(calls) == 1  # another mirror would not help
     assert list((tmp_path / "data").iterdir()) == []
@@ -230,22 +344,23 @@ def test_a_file_system_without_room_is_an_error_that_names_it(tmp_path, mirrors)
         pytest.skip("no file system can be mounted here")
     try:
         with pytest.raises(OSError, match=f"the folder {root} .No space left.*350 MB"):
-            utils.load_cifar10(root)
+            cifar10.load_cifar10(root)
         assert list(root.iterdir()) == []
     finally:
         subprocess.run(["umount", str(root)], check=True)
 
 
 def test_the_mirrors_end_with_the_data_set_s_own_host():
-    assert utils.MIRRORS[-1] == CIFAR10.url
-    assert all(url.startswith("https://") for url in utils.MIRRORS)
+    assert cifar10.MIRRORS[-1] == CIFAR10.url
+    assert all(url.startswith("https://") for url in cifar10.MIRRORS)
 
 
 def test_the_stand_in_says_that_it_is_not_cifar10_and_is_the_same_each_time():
     recipe = get_recipe("smoke")
     data, again = (utils.get_data(recipe, "nowhere", CPU) for _ in range(2))
     assert "NOT CIFAR-10" in recipe.data
-    assert "NOT CIFAR-10" in utils.Run(recipe, "bn", 1).title
+    assert "NOT CIFAR-10" in utils.Run(recipe, "bn", 1, "float32").title
+    assert data.stand_in
     assert len(data.classes) == 10
     for part, same in ((data.train, again.train), (data.test, again.test)):
         images, labels = part.tensors
@@ -255,12 +370,23 @@ def test_the_stand_in_says_that_it_is_not_cifar10_and_is_the_same_each_time():
         assert torch.equal(images, same.tensors[0])
 
 
+def test_data_are_moved_to_a_device_whole():
+    data = cifar10.draw_gratings()
+    moved = data.to(torch.device("meta"))
+    assert (moved.classes, moved.stand_in) == (data.classes, True)
+    for part, same in ((moved.train, data.train), (moved.test, data.test)):
+        assert [t.device.type for t in part.tensors] == ["meta", "meta"]
+        assert [t.shape for t in part.tensors] == [t.shape for t in same.tensors]
+
+
 @pytest.mark.cifar10
 def test_the_real_data_are_50_000_and_10_000_images_of_ten_classes(cifar10_root):
-    data = utils.get_data(get_recipe("onecycle"), cifar10_root, CPU)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = utils.get_data(get_recipe("onecycle"), cifar10_root, CPU)
     assert data.classes[0] == "airplane"
     for part, size in ((data.train, 5000), (data.test, 1000)):
         assert part.tensors[1].bincount().tolist() == [size] * 10
     pixels = data.train.tensors[0].double() / 255
-    assert pixels.mean((0, 2, 3)).tolist() == pytest.approx(utils.MEAN, abs=1e-3)
-    assert pixels.std((0, 2, 3)).tolist() == pytest.approx(utils.STD, abs=1e-3)
+    assert pixels.mean((0, 2, 3)).tolist() == pytest.approx(cifar10.MEAN, abs=1e-3)
+    assert pixels.std((0, 2, 3)).tolist() == pytest.approx(cifar10.STD, abs=1e-3)

@@ -1,0 +1,44 @@
+"""What the tests share: where the notebooks lie, drawn images, and small runs."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+import cifar10
+import utils
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+NOTEBOOKS = {
+    norm: ROOT / f"ERA_Session8_{name}Normalization.ipynb"
+    for norm, name in (("bn", "Batch"), ("gn", "Group"), ("ln", "Layer"))
+}
+
+# Fields of a recipe that trains by Muon, which PyTorch has since 2.9.
+MUON = {"optimizer": "muon", "lr": 0.03, "momentum": 0.95, "weight_decay": 0.05}
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has no Muon")
+
+
+def draw_images(n=16, height=32, width=32):
+    """Draw uint8 images, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (n, 3, height, width), dtype=torch.uint8, generator=generator)
+
+
+def make_dataset(n=70):
+    return TensorDataset(draw_images(n), torch.arange(n) % 10)
+
+
+def make_run(recipe="onecycle", norm="bn", seed=1, precision="float32", **changes):
+    """Return a run of that recipe with some of its fields changed."""
+    recipe = dataclasses.replace(utils.get_recipe(recipe), **changes)
+    return utils.Run(recipe, norm, seed, precision)
+
+
+def prepare(run, dataset=None, test_dataset=None):
+    """Return all that `utils.fit` takes behind the run."""
+    dataset = dataset or make_dataset()
+    return utils.assemble(run, cifar10.Data(tuple("abcdefghij"), dataset, test_dataset or dataset))

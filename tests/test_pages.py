@@ -1,0 +1,423 @@
+"""The front page and the lab book tell the truth: their numbers, commands and files."""
+
+import os
+import re
+import statistics
+import subprocess
+from dataclasses import replace
+from itertools import combinations
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+import benchmark
+import records
+import replicate
+import tune
+import utils
+from cifar10 import load_cifar10
+from common import CPU, NOTEBOOKS, ROOT
+from models import Session8Net
+from records import NORMS, SEEDS
+from runs import get_environment
+
+PAGES = {
+    page: (ROOT / page).read_text(encoding="utf-8")
+    for page in ("README.md", "experiments/README.md")
+}
+README, LAB = PAGES.values()
+TEXT, LAB_TEXT = (" ".join(page.split()) for page in PAGES.values())  # whatever the line breaks
+COMMANDS = re.findall(r"```sh\n(.*?)\n```", README + LAB, re.DOTALL)
+FINDINGS = " ".join(README.split("\n## Findings\n")[1].split("\n## ")[0].split())
+RECIPES = ("reference", "onecycle")
+RESULTS, BFLOAT16 = (
+    records.load_results(ROOT / "results" / name) for name in ("float32", "bfloat16")
+)
+TRIALS = records.load_results(tune.FOLDER / "bfloat16")
+ALL = [
+    (precision, *key)
+    for precision, runs in (("float32", RESULTS), ("bfloat16", BFLOAT16))
+    for key in runs
+]
+
+
+def get_finals(recipe, part, results=RESULTS):
+    """Return the final "train" or "test" accuracies of bn, gn and ln over the pages' seeds."""
+    return [
+        [results[recipe, norm, seed]["history"][f"{part}_acc"][-1] for seed in SEEDS]
+        for norm in NORMS
+    ]
+
+
+def get_means(recipe, part, results=RESULTS):
+    return list(map(statistics.mean, get_finals(recipe, part, results)))
+
+
+def subtract(ones, others):
+    return [one - other for one, other in zip(ones, others, strict=True)]
+
+
+# --- Tables
+
+
+@pytest.fixture
+def evidence():
+    for package in ("pandas", "scipy", "tabulate"):
+        pytest.importorskip(package, reason="needs experiments/requirements.txt")
+    import evidence
+
+    return evidence
+
+
+def test_the_tables_are_made_from_the_results(evidence):
+    frame, bfloat16 = map(evidence.make_frame, (RESULTS, BFLOAT16))
+    assert evidence.renew(README, "results", evidence.make_table(frame)) == README
+    assert evidence.renew(LAB, "seeds", evidence.make_seeds(frame)) == LAB
+    assert evidence.renew(LAB, "differences", evidence.make_differences(frame)) == LAB
+    assert evidence.renew(LAB, "precisions", evidence.make_precisions(frame, bfloat16)) == LAB
+
+
+def get_rows(page, marker):
+    """Return the cells of each row of a page's table."""
+    table = re.search(rf"<!-- {marker} -->(.*?)<!-- /{marker} -->", page, re.DOTALL)[1]
+    rows = [
+        [cell.strip() for cell in row.strip("|").split("|")] for row in table.split("\n") if row
+    ]
+    return rows[2:]
+
+
+def test_the_table_of_trials_is_made_from_the_results(evidence):
+    rows = re.findall(r"\|.*", evidence.make_tuning(evidence.make_frame(TRIALS)))
+    made = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    shown = get_rows(LAB, "tuning")
+    assert [row for row in made if row in shown] == shown  # a trial of one's own breaks nothing
+    assert len(shown) >= 17
+
+
+@pytest.mark.cifar10
+def test_mcnemars_table_is_made_from_the_results(cifar10_root, evidence):
+    labels = load_cifar10(cifar10_root).test.tensors[1].tolist()
+    assert evidence.renew(LAB, "mcnemar", evidence.make_mcnemar(RESULTS, labels)) == LAB
+
+
+def test_the_table_of_the_architecture_is_the_network():
+    rows, image = get_rows(README, "architecture"), torch.zeros(1, 3, 32, 32)
+    model = Session8Net("bn").eval()
+    layers = dict(model.layers.named_children())
+    assert [row[0] for row in rows[:-1]] == [f"`{name}`" for name in layers]
+    for row, layer in zip(rows[:-1], layers.values(), strict=True):
+        image = layer(image)
+        assert row[2] == " x ".join(map(str, image.shape[1:]))
+        assert row[4] == f"{sum(p.numel() for p in layer.parameters()):,}"
+    assert rows[-1][-1] == "**48,448**"
+
+
+def test_a_receptive_field_is_what_an_output_can_see():
+    fields = {row[0].strip("`"): row[3] for row in get_rows(README, "architecture")}
+    model = Session8Net("none").eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(0.1)  # nothing cancels
+    size = 96  # of which a middle output of GAP's input sees a part
+    image = torch.ones(1, 3, size, size, dtype=torch.float64, requires_grad=True)
+    x = image
+    for name, layer in list(model.double().layers.named_children())[:-2]:
+        pool = isinstance(layer, torch.nn.MaxPool2d)
+        x = torch.nn.AvgPool2d(2)(x) if pool else layer(x)  # the maximum would pick one of four
+        middle = x.shape[-1] // 2
+        (gradient,) = torch.autograd.grad(x[..., middle, middle].sum(), image, retain_graph=True)
+        seen = gradient.abs().sum(dim=(0, 1, 2)).nonzero().flatten()
+        assert fields[name] == f"{len(seen)} x {len(seen)}", name
+    assert name == "C10"
+
+
+def test_accuracies_stand_only_in_the_tables_that_are_made_from_the_results():
+    for page in PAGES.values():
+        text = re.sub(r"<!-- (\w+) -->.*?<!-- /\1 -->", "", page, flags=re.DOTALL)
+        assert len(text) < len(page)
+        assert re.findall(r"\b[678]\d\.\d\d\b", text) == []
+
+
+# --- Findings
+
+
+def get_differences(marker, *first):
+    """Return the rows that begin with these cells, as three pairs each: mean, and if shown."""
+    rows = [row for row in get_rows(LAB, marker) if row[: len(first)] == list(first)]
+    cells = [row[-3:] for row in rows]
+    return [
+        [(float(cell.strip("*").split("*")[0].split(" ")[0]), "*" in cell) for cell in row]
+        for row in cells
+    ]
+
+
+def test_the_findings_on_the_published_recipe_are_what_the_table_says():
+    bn_gn, bn_ln, _ = get_differences("differences", "`reference`")
+    said = "`bn` leads by {:.1f} and {:.1f} points in test accuracy (before `gn` and `ln`) and by"
+    assert said.format(bn_gn[1][0], bn_ln[1][0]) in FINDINGS
+    assert f"by {bn_gn[0][0]:.1f} and {bn_ln[0][0]:.1f} in train accuracy; all four" in FINDINGS
+    assert all(shown for row in (bn_gn, bn_ln) for _, shown in row[:2])
+
+
+def test_the_finding_on_the_better_recipe_is_what_the_table_says():
+    bn_gn, bn_ln, gn_ln = get_differences("differences", "`onecycle`")
+    said = (
+        "`bn` leads by {:.1f} and {:.1f} points in test accuracy; only the lead over `gn` is shown"
+    )
+    assert said.format(bn_gn[1][0], bn_ln[1][0]) in FINDINGS
+    assert [row[1][1] for row in (bn_gn, bn_ln, gn_ln)] == [True, False, False]
+    assert not any(row[0][1] for row in (bn_gn, bn_ln, gn_ln)), "said of train accuracy"
+
+
+def test_the_finding_on_group_and_layer_is_what_the_table_says():
+    rows = [get_differences("differences", f"`{recipe}`", "gn - ln")[0] for recipe in RECIPES]
+    assert not any(shown for row in rows for _, shown in row[:2])
+    assert "is not shown to be better than layer normalization" in FINDINGS
+
+
+def test_the_finding_on_regularization_is_what_the_table_says():
+    rows = [row for r in RECIPES for row in get_differences("differences", f"`{r}`")[:2]]
+    means = [-row[2][0] for row in rows]
+    assert f"It does, by {min(means):.1f} to {max(means):.1f} points, but of the four" in FINDINGS
+    assert [row[2][1] for row in rows] == [False, False, True, False]
+
+
+def test_the_findings_numbers_are_those_of_the_results():
+    reference, ours = (get_means(recipe, "test") for recipe in RECIPES)
+    said = "`onecycle` ends {:.1f}, {:.1f} and {:.1f} points above `reference` (bn, gn, ln)"
+    assert said.format(*subtract(ours, reference)) in FINDINGS
+    apart = [max(means) - min(means) for means in (ours, reference)]
+    assert "lie {:.1f} points apart with `onecycle` and {:.1f} with".format(*apart) in FINDINGS
+    bfloat16 = subtract(ours, get_means("onecycle", "test", BFLOAT16))
+    assert "is {:+.2f}, {:+.2f} and {:+.2f} points in test".format(*bfloat16) in FINDINGS
+    assert not any(shown for row in get_differences("precisions") for _, shown in row)
+
+
+def test_the_findings_on_the_published_runs_and_the_seeds_are_those_of_the_results(evidence):
+    tests = get_finals("reference", "test")
+    published = [test for _, test in evidence.PUBLISHED.values()]
+    spreads = [max(values) - min(values) for values in tests]
+    assert "spread over {:.1f}, {:.1f} and {:.1f} points".format(*spreads) in FINDINGS
+    steps = (published[0] - published[1], published[1] - published[2])
+    assert "lie {:.1f} (bn to gn) and {:.1f} (gn to ln)".format(*steps) in FINDINGS
+    assert all(spread > max(steps) for spread in spreads[1:])
+    off = subtract(get_means("reference", "test"), published)
+    said = "ends {:+.1f}, {:+.1f} and {:+.1f} points (bn, gn, ln) from them".format(*off)
+    assert f"{said} in the mean of five seeds each" in FINDINGS
+    assert [max(a) < b for a, b in zip(tests, published, strict=True)] == [False, True, False]
+    one_more = [evidence.get_interval(a) * (len(a) + 1) ** 0.5 for a in tests]  # of a single run
+    assert all(abs(d) < half for d, half in zip(off, one_more, strict=True))
+    said = "one more run would lie within {:.1f}, {:.1f} and {:.1f} points of that mean"
+    assert said.format(*one_more) in FINDINGS
+
+
+def test_runs_of_one_seed_are_no_more_alike_than_others():
+    tests = [get_finals(recipe, "test") for recipe in RECIPES]
+    tests.append(get_finals("onecycle", "test", BFLOAT16))
+    pairs = [pair for norms in tests for pair in combinations(norms, 2)]
+    mean = statistics.mean(statistics.correlation(*pair) for pair in pairs)
+    assert len(pairs) == 9
+    assert (
+        f"correlation of their test accuracies is {abs(mean):.1f} in the mean of nine" in LAB_TEXT
+    )
+
+
+def test_the_times_and_threads_are_those_that_the_pages_name():
+    runs = {key: run for key, run in RESULTS.items() if key[0] in RECIPES and key[2] in SEEDS}
+    two = {key for key, run in runs.items() if run["environment"]["threads"] != 1}
+    assert two == {("reference", "bn", 1)}
+    seconds = [sum(run["history"]["seconds"]) for key, run in runs.items() if key[0] == "onecycle"]
+    minutes = sorted(round(s / 60) for s in seconds)
+    assert f"took {minutes[0]} to {minutes[-1]} minutes each with `onecycle`" in TEXT
+
+
+# --- Results
+
+
+@pytest.mark.parametrize("name", ALL, ids=lambda name: "-".join(map(str, name)))
+def test_a_result_is_whole_and_agrees_with_itself(name):
+    precision, *key = name
+    result = (RESULTS if precision == "float32" else BFLOAT16)[tuple(key)]
+    recipe, history = utils.Recipe(**result["recipe"]), result["history"]
+    if recipe.name in utils.RECIPES:
+        assert recipe == utils.get_recipe(recipe.name)
+    assert result["parameters"] == 48_448
+    assert result["data"] == {"name": "CIFAR-10", "train_size": 50_000, "test_size": 10_000}
+    assert set(history) == {"lr", "train_loss", "train_acc", "test_loss", "test_acc", "seconds"}
+    assert {len(values) for values in history.values()} == {recipe.epochs}
+    assert re.fullmatch(r"\d{10000}", result["test_predictions"])
+    assert result["environment"]["precision"] == precision
+
+
+@pytest.mark.parametrize("name", TRIALS, ids=lambda name: "-".join(map(str, name)))
+def test_a_trial_is_whole_and_of_the_recipe_that_it_is_named_for(name):
+    trial = TRIALS[name]
+    recipe = utils.Recipe(**trial["recipe"])
+    assert recipe == tune.TRIALS.get(name[0], recipe)
+    sizes = {"train_size": 45_000, "validation_size": 5_000}
+    assert trial["data"] == {"name": "CIFAR-10", **sizes}
+    assert {len(values) for values in trial["history"].values()} == {recipe.epochs}
+    assert not any("test" in key for key in (*trial, *trial["history"]))
+    assert trial["environment"]["precision"] == "bfloat16", "the lab book says so"
+
+
+def get_trials(start):
+    """Return each trial's accuracies with seed 1 on the held-out images (bn, gn, ln)."""
+    names = {key[0] for key in TRIALS if key[0].startswith("muon") == (start == "muon")}
+    return {
+        name: [TRIALS[name, norm, 1]["history"]["validation_acc"][-1] for norm in NORMS]
+        for name in names
+    }
+
+
+def test_onecycle_has_the_best_learning_rate_and_no_later_trial_beats_it_by_the_margin():
+    finals = get_trials("start")
+    means = {trial: statistics.mean(values) for trial, values in finals.items()}
+    best = max(("start", "lr-0.2", "lr-0.05"), key=means.get)
+    onecycle = replace(tune.TRIALS[best], name="onecycle")
+    assert onecycle == utils.get_recipe("onecycle")
+    gain = max(means.values()) - means[best]
+    assert gain < tune.MARGIN
+    assert f"None did: the best of them raised it by {gain:.1f}." in LAB_TEXT
+    rates = {t: accs for t, accs in finals.items() if re.fullmatch(r"start|lr-[^-]+", t)}
+    own = [max(rates, key=lambda trial, i=i: rates[trial][i]) for i in range(3)]
+    gains = [rates[trial][i] - rates[best][i] for i, trial in enumerate(own)]
+    lrs = [f"{tune.TRIALS[trial].lr:g}" for trial in own]
+    said = "learning rate of the four tried alone, {}, {} and {} (bn, gn, ln), the three would gain"
+    assert said.format(*lrs) in LAB_TEXT
+    assert len(rates) == 4
+    said = "{:.1f}, {:.1f} and {:.1f} points on these images, where one trial shows nothing below"
+    assert f"{said.format(*gains)} {tune.MARGIN * 3**0.5:.1f}." in LAB_TEXT  # one norm, not three
+    assert f"the three normalizations, by {means[best] - means['start']:.1f} points" in LAB_TEXT
+
+
+@pytest.mark.cifar10
+def test_the_margin_is_two_standard_errors(cifar10_root):
+    labels = load_cifar10(cifar10_root).test.tensors[1]
+
+    def get_hits(norm, seed):
+        digits = BFLOAT16["onecycle", norm, seed]["test_predictions"]
+        return (torch.tensor(list(map(int, digits))) == labels).tolist()
+
+    hits = torch.tensor([[get_hits(norm, seed) for seed in SEEDS] for norm in NORMS])
+    generator = torch.Generator().manual_seed(0)
+    halves = [torch.randperm(10_000, generator=generator)[:5_000] for _ in range(100)]
+    variances = [hits[:, :, half].double().mean(dim=2).var(dim=1).mean() for half in halves]
+    error = 100 * (2 * torch.stack(variances).mean() / 3) ** 0.5  # of a difference of means of 3
+    assert f"{2 * error:.1f}" == str(tune.MARGIN)
+    assert f"{error / 2**0.5:.1f}" == str(tune.MUON_MARGIN), "one error, with two seeds"
+    assert f"of `lr-0.05` by {tune.MARGIN} points to be taken" in LAB_TEXT
+
+
+def test_the_norms_have_the_same_number_of_trials():
+    bn, gn, ln = ({(t, seed) for t, n, seed in TRIALS if n == norm} for norm in NOTEBOOKS)
+    assert bn == gn == ln
+
+
+@pytest.mark.cifar10
+@pytest.mark.parametrize(("index", "norm"), list(enumerate(NOTEBOOKS)))
+def test_the_committed_weights_give_the_accuracies_that_are_said(
+    index, norm, cifar10_root, evidence
+):
+    result = BFLOAT16["onecycle", norm, 1]
+    data = load_cifar10(cifar10_root)
+    loader = utils.get_loader(data.test, utils.get_test_transforms(), 128)
+    model = evidence.load_model(result, ROOT / "results" / "bfloat16").cpu()
+    prediction, labels = utils.predict(model, loader, "bfloat16")
+    accuracy = 100 * (prediction.argmax(dim=1) == labels).double().mean().item()
+    # On another machine a rounding can tip an image that is on the edge.
+    here = get_environment(CPU, "bfloat16") == result["environment"]
+    assert accuracy == pytest.approx(result["history"]["test_acc"][-1], abs=1e-9 if here else 0.1)
+    said = re.search(r"in bfloat16, end (\S+), (\S+) and (\S+) points", LAB_TEXT).groups()
+    images = TensorDataset(*(tensor[:10_000] for tensor in data.train.tensors))
+    loader = utils.get_loader(images, utils.get_test_transforms(), 128)
+    prediction, labels = utils.predict(model, loader, "bfloat16")
+    on_train = 100 * (prediction.argmax(dim=1) == labels).double().mean().item()
+    assert on_train - accuracy == pytest.approx(float(said[index]), abs=0.05 if here else 0.15)
+
+
+# --- Commands, files and names
+
+
+def test_the_commands_are_there_and_ci_runs_the_one_for_the_tests():
+    setup = "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt && "
+    run, test = (command.removeprefix(setup) for command in COMMANDS if command.startswith(setup))
+    assert run.startswith(".venv/bin/jupyter nbconvert --to notebook --execute --inplace ")
+    assert ROOT / run.split()[-1] in NOTEBOOKS.values()
+    assert test == ".venv/bin/pytest"
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "grep -m 1 'bin/pytest$' README.md" in ci
+
+
+def test_the_experiments_take_the_options_that_are_shown():
+    shown = re.findall(r"\.venv/bin/python experiments/(\w+)\.py(.*)", "\n".join(COMMANDS))
+    parsers = {"replicate": replicate.parse, "tune": tune.parse}
+    for name, options in shown:
+        assert (ROOT / "experiments" / f"{name}.py").is_file()
+        if name in parsers and "$" not in options:
+            parsers[name](options.split())  # SystemExit for an unknown one
+        elif name not in parsers:
+            assert options == ""
+    assert {name for name, _ in shown} == {"replicate", "tune", "evidence", "benchmark"}
+    assert benchmark.main
+
+
+def test_the_scheduler_gets_all_runs_one_a_job(tmp_path):
+    command = next(command for command in COMMANDS if "sbatch" in command)
+    stub = tmp_path / "sbatch"  # prints what each job of the array would run
+    stub.write_text(
+        '#!/bin/sh\nfor SLURM_ARRAY_TASK_ID in 1 2 3 4 5; do eval "echo $PRECISION $3"; done\n',
+        encoding="utf-8",
+    )
+    stub.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    jobs = subprocess.run(
+        ["sh", "-c", command], env={"PATH": path}, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert all(job.startswith("float32 ") for job in jobs)
+    runs = [replicate.parse(job.split("replicate.py ")[1].split()) for job in jobs]
+    assert all(len(run.norms) == len(run.recipes) == len(run.seeds) == 1 for run in runs)
+    assert "--array=1-5 --wrap " in command
+    assert len({(*run.norms, *run.recipes, *run.seeds) for run in runs}) == 30
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_and_image_leads_somewhere(page):
+    text, folder = PAGES[page], (ROOT / page).parent
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(targets) >= 5
+    for target in targets:
+        file, _, place = target.partition("#")
+        assert (folder / file).exists(), target
+        if place:
+            heads = re.findall(
+                r"^#+ (.*)$", (folder / file).read_text(encoding="utf-8") if file else text, re.M
+            )
+            assert place in [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in heads]
+    assert all(re.findall(r"!\[(.*?)\]", text))
+
+
+def test_every_figure_is_on_a_page():
+    for path in (ROOT / "images").iterdir():
+        assert f"images/{path.name}" in README + LAB
+
+
+def test_the_names_in_the_block_table_exist():
+    table = README[README.index("block by block") : README.index("file by file")]
+    names = re.findall(r"`(?:utils\.)?((?:get|post|save)_\w+|fit|train|test|predict)`", table)
+    assert len(names) >= 16
+    assert [name for name in names if not callable(getattr(utils, name, None))] == []
+
+
+def test_the_recipes_and_variables_of_the_pages_exist():
+    rows = {
+        row[0]: row for row in re.findall(r"^\| `([A-Z0-9_]+)` \| (.*) \| `(.*)` \|$", README, re.M)
+    }
+    assert set(rows) == {"RECIPE", "SEED", "PRECISION", "CIFAR10_ROOT"}
+    named = re.findall(r"`(\w+)`", rows["RECIPE"][1])
+    assert [name for name in named if name not in utils.RECIPES] == []
+    code = "\n".join(path.read_text(encoding="utf-8") for path in NOTEBOOKS.values())
+    assert set(re.findall(r"environ\.get\(\\\"(\w+)\\\"", code)) == set(rows)
+    for name, default in (("RECIPE", rows["RECIPE"][2]), ("PRECISION", "native")):
+        assert f'environ.get(\\"{name}\\") or \\"{default}\\"' in code

@@ -1,0 +1,129 @@
+"""Runs of the notebooks: each is the run that was asked for, and a failure stops no other."""
+
+import contextlib
+import json
+import operator
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import replicate
+from common import NOTEBOOKS, ROOT, make_run
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A copy of the code and the notebooks: a run leaves its checkpoint where its notebook is."""
+    copy = tmp_path / "repository"
+    shutil.copytree(ROOT / "experiments", copy / "experiments")
+    for path in (*ROOT.glob("*.py"), *NOTEBOOKS.values()):
+        shutil.copy(path, copy)
+    return copy
+
+
+def test_two_seeds_run_at_a_time_each_as_its_own_notebook(repository, tmp_path):
+    command = [sys.executable, repository / "experiments" / "replicate.py", "--norms", "ln"]
+    command += ["--recipes", "smoke", "--seeds", "2", "3", "--processes", "2", "--keep", tmp_path]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert said.stdout.startswith("0 of 2 runs are in results/ already.")
+    trained = []
+    for seed in (2, 3):
+        assert f"smoke-ln-seed{seed} is done" in said.stdout + said.stderr
+        notebook = nbformat.read(tmp_path / f"smoke-ln-seed{seed}.ipynb", 4)
+        text = json.dumps(notebook)
+        assert f"| ln | recipe smoke | seed {seed} | " in text
+        assert "CPU threads: 1\\n" in text
+        trained += [cell for cell in notebook.cells if "utils.fit(" in cell.source]
+    assert trained[0].outputs != trained[1].outputs, "the seed changed nothing"
+
+
+def test_a_job_that_fails_stops_no_other(capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("CIFAR10_ROOT", "data")
+    failures = replicate.run_all(operator.truediv, [(1, 0), (6, 4)], processes=1, threads=1)
+    assert [type(error) for error in failures] == [ZeroDivisionError]
+    assert "1.5" in "".join(capsys.readouterr())
+
+
+def test_an_interrupt_ends_the_jobs_and_begins_no_other():
+    job = "import pathlib, time; pathlib.Path('begun').touch(); time.sleep(300)"
+    code = (
+        "import replicate, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & ignores it
+        f"replicate.run_all(exec, [({job!r},)] * 3, 1, 1)"
+    )
+    options = {"env": os.environ | {"PYTHONPATH": str(ROOT / "experiments")}, "text": True}
+    command = [sys.executable, "-c", code]
+    parent = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, **options)
+    try:
+        end = time.monotonic() + 120
+        while not Path("begun").exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        assert Path("begun").exists()
+        os.killpg(parent.pid, signal.SIGINT)  # what Ctrl-C does
+        assert "Interrupted. Run this again" in parent.communicate(timeout=60)[1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
+
+
+def test_a_run_that_fails_says_which_and_why(repository, monkeypatch):
+    monkeypatch.setattr(replicate, "ROOT", repository)
+    run = make_run(name="none")
+    with pytest.raises(RuntimeError, match="none-bn-seed1 failed: ValueError: RECIPE is 'none'"):
+        replicate.run_notebook(run)
+
+
+@pytest.mark.parametrize("norm", NOTEBOOKS)
+def test_a_norm_with_a_notebook_runs_it_as_it_is(norm):
+    assert replicate.read_notebook(norm) == nbformat.read(NOTEBOOKS[norm], 4)
+
+
+def test_a_norm_without_a_notebook_runs_another_s(repository, tmp_path, monkeypatch):
+    monkeypatch.setattr(replicate, "ROOT", repository)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    replicate.run_notebook(make_run("smoke", "none", 3), tmp_path)
+    text = (tmp_path / "smoke-none-seed3.ipynb").read_text(encoding="utf-8")
+    assert "| none | recipe smoke | seed 3 | float32" in text
+    assert "ScaleAndShift-3" in text
+    assert "BatchNorm2d-3" not in text
+    assert "Total params: 48,448" in text
+
+
+def test_the_precision_is_that_of_the_variable_or_the_machine_s(monkeypatch):
+    for precision in ("float32", "bfloat16"):
+        monkeypatch.setenv("PRECISION", precision)
+        assert replicate.parse([]).precision == precision
+    monkeypatch.setenv("PRECISION", "float16")
+    with pytest.raises(ValueError, match="'native', 'float32', 'bfloat16'"):
+        replicate.parse([])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--processes", "0"], "it is '0', but must be a whole number from 1 on"),
+        (["--threads", "-1"], "--threads"),
+        (["--threads", "1.5"], "it is '1.5', but must be a whole number from 1 on"),
+        (["--seeds", "4294967296"], "from 0 to 4294967295"),
+        (["--norms", "BN"], "'bn', 'gn', 'ln', 'none'"),
+        (["--recipes", "twocycle"], "'onecycle'"),
+    ],
+)
+def test_an_option_out_of_its_range_says_what_is_right(options, said, capsys):
+    with pytest.raises(SystemExit):
+        replicate.parse(options)
+    assert said in capsys.readouterr().err.replace("bn, gn, ln, none", "'bn', 'gn', 'ln', 'none'")
+
+
+def test_a_run_that_is_asked_for_twice_is_run_once():
+    options = replicate.parse(["--seeds", "2", "2", "1", "--norms", "bn", "ln", "bn"])
+    runs = replicate.get_runs([make_run().recipe], options)
+    assert [(run.norm, run.seed) for run in runs] == [("bn", 2), ("ln", 2), ("bn", 1), ("ln", 1)]
