@@ -23,7 +23,6 @@ from tqdm import tqdm
 # --- Identity ------------------------------------------------------------------------------------
 
 PRECISIONS = ("float32", "bfloat16")
-COLUMNS = ("lr", "train_loss", "train_acc", "test_loss", "test_acc", "seconds")  # of a history
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Run:
     precision: str
 
     def __post_init__(self):
-        if not re.fullmatch(r"[a-z0-9]+", str(self.norm)):
+        if not (isinstance(self.norm, str) and re.fullmatch(r"[a-z0-9]+", self.norm)):
             raise ValueError(f"norm is {self.norm!r}, but must be a name such as 'bn'")
         if self.precision not in PRECISIONS:
             known = " or ".join(map(repr, PRECISIONS))
@@ -179,26 +178,25 @@ class Checkpoint:
         write_whole({self.path: lambda file: torch.save(state, file)})
 
     def load(self) -> dict[str, list[float]]:
-        """Take up the saved state and return its history, which is empty if there is none.
+        """Take up the saved state and return its history; {} if there is none.
 
         Says in one line what it did. A checkpoint that is damaged or not of this run is not used,
         and kept under another name.
         """
-        history = {column: [] for column in COLUMNS}
         if not self.path.exists():
-            return history
+            return {}
         state, problem = self._read()
         if problem:
             aside = self.path.with_name(f"{self.path.stem}-unused-{time.time_ns()}.pt")
             self.path.rename(aside)
             print(f"{self.path} {problem}. It is kept as {aside.name}; this run starts afresh.")
-            return history
+            return {}
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         torch.set_rng_state(state["cpu_rng"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-        done = len(state["history"]["lr"])
+        done = len(next(iter(state["history"].values())))
         print(f"Going on after epoch {done} from {self.path}; to start over, delete that file.")
         return state["history"]
 
@@ -271,6 +269,27 @@ def write_whole(writers: Mapping[Path, Callable[[BinaryIO], object]]) -> None:
 # --- Result --------------------------------------------------------------------------------------
 
 
+def describe(run: Run, data: Any, device: torch.device) -> dict[str, Any]:
+    """Return what every result says of its run, its data and what the digits depend on."""
+    sizes = {"train_size": len(data.train), "test_size": len(data.test)}
+    return {
+        "recipe": asdict(run.recipe),
+        "norm": run.norm,
+        "seed": run.seed,
+        "data": {"name": run.recipe.data, **sizes},
+        "environment": get_environment(device, run.precision) | get_code(),
+    }
+
+
+def make_json(result: Mapping[str, Any]) -> Callable[[BinaryIO], object]:
+    """Return the writer, for `write_whole`, of a result as JSON.
+
+    Raises ValueError for a number that JSON does not have.
+    """
+    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+    return lambda file: file.write(text.encode())
+
+
 def save_result(
     run: Run,
     data: Any,
@@ -302,29 +321,14 @@ def save_result(
         check_finite(
             **history, accuracy=clean_train_acc, weights=state, **{"test prediction": prediction}
         )
-        environment = get_environment(prediction.device, run.precision)
         result = {
-            "recipe": asdict(run.recipe),
-            "norm": run.norm,
-            "seed": run.seed,
+            **describe(run, data, prediction.device),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "data": {
-                "name": run.recipe.data,
-                "train_size": len(data.train),
-                "test_size": len(data.test),
-            },
             "history": history,
             "clean_train_acc": clean_train_acc,
             "test_predictions": "".join(map(str, prediction.argmax(dim=1).tolist())),
-            "environment": environment | get_code(),
         }
-        text = json.dumps(result, indent=1, allow_nan=False) + "\n"
-        write_whole(
-            {
-                weights: lambda file: torch.save(state, file),
-                path: lambda file: file.write(text.encode()),
-            }
-        )
+        write_whole({weights: lambda file: torch.save(state, file), path: make_json(result)})
         said = f"Written: {path} and {weights.name}, the weights."
     run.get_path(checkpoints, ".pt").unlink(missing_ok=True)
     return said

@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as v2_functional
 
 from cifar10 import CIFAR, GRATINGS, MEAN, STD, Data, draw_gratings, load_cifar10
 from models import Session8Net
-from runs import COLUMNS, PRECISIONS, Checkpoint, Progress, Run
+from runs import PRECISIONS, Checkpoint, Progress, Run
 from runs import get_device_name as get_device_name  # these three for the notebooks
 from runs import get_seed as get_seed
 from runs import save_result as save_result
@@ -560,6 +560,18 @@ def assemble(run: Run, data: Data) -> tuple:
     return model, train_loader, test_loader, optimizer, scheduler, get_loss(recipe)
 
 
+# What a history has a number of for each epoch, and how it is shown: the learning rate of the first
+# step, mean loss an image, accuracy in percent, and the seconds that it took.
+COLUMNS = {
+    "lr": ".4f",
+    "train_loss": ".4f",
+    "train_acc": ".2f",
+    "test_loss": ".4f",
+    "test_acc": ".2f",
+    "seconds": ".1f",
+}
+
+
 def fit(
     run: Run,
     model: nn.Module,
@@ -572,15 +584,14 @@ def fit(
 ) -> dict[str, list[float]]:
     """Train for the recipe's epochs, print a line after each, and return the history by epoch.
 
-    The history has `train_loss`, `train_acc` (%), `test_loss`, `test_acc` (%), `lr` (at the first
-    step of the epoch) and `seconds`, each a list with one number an epoch.
+    The history has a list for each of COLUMNS, with one number an epoch.
     Every epoch ends with a checkpoint in `folder`; a run whose checkpoint is there goes on from it.
     Raises FloatingPointError if a loss or a weight is not finite, with the last checkpoint left as
     it was, and RuntimeError for a model already trained.
     """
     checkpoint = Checkpoint(run, model, optimizer, scheduler, folder)
     set_seed(run.seed)
-    history = checkpoint.load()
+    history = checkpoint.load() or {column: [] for column in COLUMNS}
     done, epochs, steps = len(history["lr"]), run.recipe.epochs, len(train_loader)
     if scheduler.last_epoch != done * steps:
         raise RuntimeError("This model is trained already: run the notebook from block 5 on.")
@@ -596,9 +607,8 @@ def fit(
                 for column, value in zip(COLUMNS, row, strict=True):
                     history[column].append(value)
                 checkpoint.save(history)
-            row = (history[column][epoch - 1] for column in COLUMNS)
-            formats = "{:5d}{:12.4f}{:12.4f}{:12.2f}{:12.4f}{:12.2f}{:12.1f}"
-            bar.add_line(formats.format(epoch, *row))
+            row = (f"{history[name][epoch - 1]:12{form}}" for name, form in COLUMNS.items())
+            bar.add_line(f"{epoch:5d}{''.join(row)}")
     return history
 
 

@@ -10,11 +10,10 @@ run that has one is skipped, and one that was cut off goes on.
 import argparse
 import contextlib
 import io
-import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,7 +24,7 @@ import utils
 from cifar10 import Data
 from records import ROOT
 from replicate import add_options, get_runs, run_all
-from runs import get_environment, write_whole
+from runs import describe, make_json, write_whole
 
 HELD_OUT = 5_000  # images
 FOLDER = ROOT / "results" / "tuning"
@@ -112,17 +111,10 @@ def run_trial(run: utils.Run, folder: Path = FOLDER) -> str:
     checkpoints = ROOT / "checkpoints" / "tuning"
     with contextlib.redirect_stdout(io.StringIO()):  # trials that run together would mix lines
         history = utils.fit(run, *utils.assemble(run, data), folder=checkpoints)
-    sizes = {"train_size": len(data.train), "validation_size": len(data.test)}
-    result = {
-        "recipe": asdict(run.recipe),
-        "norm": run.norm,
-        "seed": run.seed,
-        "data": {"name": run.recipe.data, **sizes},
-        "history": {key.replace("test_", "validation_"): value for key, value in history.items()},
-        "environment": get_environment(device, run.precision),
-    }
-    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
-    write_whole({run.get_path(folder, ".json"): lambda file: file.write(text.encode())})
+    result = describe(run, data, device)
+    result["data"]["validation_size"] = result["data"].pop("test_size")
+    result["history"] = {k.replace("test_", "validation_"): v for k, v in history.items()}
+    write_whole({run.get_path(folder, ".json"): make_json(result)})
     run.get_path(checkpoints, ".pt").unlink(missing_ok=True)
     return f"{run.name}: {history['test_acc'][-1]:.2f} %"
 
