@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 import benchmark
+import claims
 import records
 import replicate
 import tune
@@ -352,14 +353,14 @@ def test_the_commands_are_there_and_ci_runs_the_one_for_the_tests():
 
 def test_the_experiments_take_the_options_that_are_shown():
     shown = re.findall(r"\.venv/bin/python experiments/(\w+)\.py(.*)", "\n".join(COMMANDS))
-    parsers = {"replicate": replicate.parse, "tune": tune.parse}
+    parsers = {"replicate": replicate.parse, "tune": tune.parse, "claims": claims.parse}
     for name, options in shown:
         assert (ROOT / "experiments" / f"{name}.py").is_file()
         if name in parsers and "$" not in options:
             parsers[name](options.split())  # SystemExit for an unknown one
         elif name not in parsers:
             assert options == ""
-    assert {name for name, _ in shown} == {"replicate", "tune", "evidence", "benchmark"}
+    assert {name for name, _ in shown} == {*parsers, "evidence", "benchmark"}
     assert benchmark.main
 
 

@@ -1,0 +1,330 @@
+"""Measure what a normalization is said to do, each claim by itself.
+
+    python experiments/claims.py rates --seeds 1 2 3
+
+Arms are the norms and "he", which is "none" with He's first weights. Every run is a process with
+one thread and has a JSON in results/claims/; a run that has one is skipped, and one that was cut
+off goes on. The lab book says what each claim is, and what was expected.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.optim.swa_utils import update_bn
+from torch.utils.data import TensorDataset
+
+import records
+import utils
+from cifar10 import Data
+from records import ROOT
+from replicate import parse_count, parse_seed, run_all
+from runs import check_finite, describe, make_json, write_whole
+
+FOLDER = ROOT / "results" / "claims"
+SGD = utils.get_recipe("onecycle")
+ARMS = ("none", "he", "bn", "gn", "ln")
+Tensors = dict[str, torch.Tensor]  # the parameters of a network, or their gradients, by name
+
+
+def assemble(run: utils.Run, data: Data) -> tuple:
+    """Return `utils.assemble` of the run's arm."""
+    if run.norm != "he":
+        return utils.assemble(run, data)
+    model, *parts = utils.assemble(replace(run, norm="none"), data)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")  # He et al. 2015
+    return model, *parts
+
+
+def fit(run: utils.Run, parts: tuple) -> dict[str, list[float]]:
+    with contextlib.redirect_stdout(io.StringIO()):  # runs at a time would mix their lines
+        return utils.fit(run, *parts, folder=ROOT / "checkpoints" / "claims")
+
+
+# --- What each claim measures --------------------------------------------------------------------
+
+RECOMPUTED_ON = 10_000  # training images, for batch statistics computed anew
+SCALED = 512  # test images, over which a channel's deviation is taken
+EVERY = 20  # steps from one measurement of `shift` to the next
+WATCHED = ("C2", "C5", "C8", "C10")  # layers whose gradient is watched
+DISTANCES = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)  # along the gradient, times the rate
+
+
+def measure_history(run: utils.Run, data: Data) -> dict:
+    """Train, and return the history."""
+    return {"history": fit(run, assemble(run, data))}
+
+
+def measure_averages(run: utils.Run, data: Data) -> dict:
+    """Train; also return the test accuracy (%) with batch statistics computed anew.
+
+    They are those of RECOMPUTED_ON training images without augmentation, in batches of 1,000.
+    """
+    parts = assemble(run, data)
+    model, _, test_loader, *_, criterion = parts
+    history = fit(run, parts)
+    images = TensorDataset(*(tensor[:RECOMPUTED_ON] for tensor in data.train.tensors))
+    loader = utils.get_loader(images, utils.get_test_transforms(), 1_000)
+    update_bn(loader, model)
+    return {"history": history, "recomputed_acc": utils.test(model, test_loader, criterion)[1]}
+
+
+def measure_scales(run: utils.Run, data: Data) -> dict:
+    """Train; also return each channel's deviation by layer, before and after.
+
+    It is over SCALED test images and all positions, of what a block puts out.
+    """
+    parts = assemble(run, data)
+    images = utils.get_test_transforms()(data.test.tensors[0][:SCALED])
+    before = get_deviations(parts[0], images)
+    return {
+        "history": fit(run, parts),
+        "before": before,
+        "after": get_deviations(parts[0], images),
+    }
+
+
+@torch.inference_mode()
+def get_deviations(model: nn.Module, images: torch.Tensor) -> dict[str, list[float]]:
+    """Return the standard deviation of each channel of each block's output, by layer.
+
+    Batch normalization uses the statistics of these images.
+    """
+    model.train()
+    deviations, buffers = {}, {name: b.clone() for name, b in model.named_buffers()}
+    for name, layer in model.layers.named_children():
+        images = layer(images)
+        if name.startswith("C"):
+            deviations[name] = images.std(dim=(0, 2, 3)).tolist()
+    model.load_state_dict(buffers, strict=False)
+    return deviations
+
+
+def measure_shift(run: utils.Run, data: Data) -> dict:
+    """Train by plain SGD; return, for every EVERY-th step, its shift and the loss along it."""
+    model, loader, test_loader, optimizer, scheduler, criterion = assemble(run, data)
+    utils.set_seed(run.seed)
+    watched = {layer: f"layers.{layer}.conv.weight" for layer in WATCHED}
+    rows, step = [], 0
+    for _ in range(run.recipe.epochs):
+        model.train()
+        for images, labels in loader:
+            if step % EVERY == 0:
+                get = make_gradient(model, criterion, images, labels)
+                rate = optimizer.param_groups[0]["lr"]
+                weights = dict(model.named_parameters())
+                shift = get_shift(get, weights, rate, watched)
+                row = {"shift": shift, **get_line(get, weights, rate)}
+                check_finite(**{f"loss in step {step + 1}, at rate {rate:g},": row})
+                rows.append({"step": step, **row})
+            loss = criterion(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            step += 1
+    loss, accuracy = utils.test(model, test_loader, criterion)
+    return {"history": {"test_loss": [loss], "test_acc": [accuracy]}, "rows": rows}
+
+
+Gradient = Callable[[Tensors], tuple[float, Tensors]]  # of weights: the loss and its gradient
+
+
+def make_gradient(
+    model: nn.Module, criterion: nn.Module, images: torch.Tensor, labels: torch.Tensor
+) -> Gradient:
+    """Return the gradient of this batch's loss as a function of the weights.
+
+    The model's own weights and running averages stay as they are.
+    """
+
+    def get(weights: Tensors) -> tuple[float, Tensors]:
+        weights = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        loss = criterion(functional_call(model, weights | buffers, (images,)), labels)
+        gradients = torch.autograd.grad(loss, list(weights.values()))
+        return loss.item(), dict(zip(weights, gradients, strict=True))
+
+    return get
+
+
+def get_shift(
+    get: Gradient, weights: Tensors, rate: float, watched: Mapping[str, str]
+) -> dict[str, dict[str, float]]:
+    """Return how the gradients of `watched` change when all earlier weights take their step.
+
+    This is internal covariate shift as Santurkar et al. (2018) define it: for each weight, under
+    its label, the norm of the difference as a share of the gradient's, and the cosine of the two.
+    """
+    _, gradients = get(weights)
+    shifts = {}
+    for label, name in watched.items():
+        earlier = list(weights)[: list(weights).index(name)]
+        moved = {other: weights[other] - rate * gradients[other] for other in earlier}
+        shifts[label] = compare(gradients[name], get(weights | moved)[1][name])
+    return shifts
+
+
+def compare(one: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
+    """Return the norm of the difference, as a share of the norm of `one`, and the cosine."""
+    change = (other - one).norm() / one.norm()
+    cosine = nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0)
+    return {"change": change.item(), "cosine": cosine.item()}
+
+
+def get_line(get: Gradient, weights: Tensors, rate: float) -> dict:
+    """Return what is met along the negative gradient, at DISTANCES times the rate.
+
+    These are the range of the loss, the largest change of the gradient as a share of its norm, and
+    the largest quotient of such a change and its distance (the effective smoothness of Santurkar et
+    al. 2018, made free of scale).
+    """
+    _, gradients = get(weights)
+    start, losses, changes = join(gradients), [], []
+    for distance in DISTANCES:
+        loss, there = get({n: weights[n] - distance * rate * gradients[n] for n in weights})
+        losses.append(loss)
+        changes.append(compare(start, join(there))["change"])
+    quotients = (change / distance for change, distance in zip(changes, DISTANCES, strict=True))
+    return {
+        "loss_range": [min(losses), max(losses)],
+        "change": max(changes),
+        "smoothness": max(quotients),
+    }
+
+
+def join(gradients: Tensors) -> torch.Tensor:
+    return torch.cat([gradient.flatten() for gradient in gradients.values()])
+
+
+# --- The claims ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is run for a claim, and what is measured in each run."""
+
+    measure: Callable[[utils.Run, Data], dict]
+    arms: Sequence[str]
+    recipes: Mapping[str, utils.Recipe]  # by the value that is varied
+    protocol: Mapping[str, object] = field(default_factory=dict)  # what else is fixed
+
+
+PLAIN = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "scheduler": "step", "crop": 0}
+CLAIMS = {
+    "rates": Claim(
+        measure_history,
+        ARMS,
+        {
+            f"{lr:g}": replace(SGD, name=f"rates-{lr:g}", epochs=4, lr=lr)
+            for lr in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+        },
+    ),
+    "batches": Claim(
+        measure_averages,
+        ("bn", "gn", "ln"),
+        {
+            f"{size}": replace(
+                SGD, name=f"batches-{size}", epochs=5, batch_size=size, lr=0.05 * size / 128
+            )
+            for size in (2, 4, 16, 64, 256)
+        },
+        {"recomputed_on": RECOMPUTED_ON},
+    ),
+    "scales": Claim(
+        measure_scales,
+        ARMS,
+        {"0.05": replace(SGD, name="scales-0.05", epochs=4)},
+        {"images": SCALED},
+    ),
+    "shift": Claim(
+        measure_shift,
+        ("none", "bn", "gn", "ln"),
+        {"0.1": replace(SGD, name="shift-0.1", epochs=3, lr=0.1, flip=0.0, **PLAIN)},
+        {"every": EVERY, "watched": list(WATCHED), "distances": list(DISTANCES)},
+    ),
+}
+
+
+def run_claim(claim: str, run: utils.Run, folder: Path = FOLDER) -> str:
+    """Make one run of a claim, write its JSON, and return a line that says what came out.
+
+    A run that diverges is a result: it says where, and has no accuracy.
+    """
+    device = utils.get_device()
+    data = utils.get_data(run.recipe, os.environ.get("CIFAR10_ROOT") or ROOT / "data", device)
+    try:
+        measured = CLAIMS[claim].measure(run, data)
+    except FloatingPointError as error:
+        measured = {"history": {}, "diverged": str(error)}
+    protocol = dict(CLAIMS[claim].protocol)
+    result = describe(run, data, device) | {"protocol": protocol} | measured
+    write_whole({run.get_path(folder, ".json"): make_json(result)})
+    run.get_path(ROOT / "checkpoints" / "claims", ".pt").unlink(missing_ok=True)
+    if "diverged" in measured:
+        return f"{run.name}: {measured['diverged']}"
+    return f"{run.name}: {measured['history']['test_acc'][-1]:.2f} %"
+
+
+def is_done(claim: str, run: utils.Run, folder: Path = FOLDER) -> bool:
+    """Tell whether the run's result is there; ValueError if it is of another protocol."""
+    if not records.is_done(run, folder):
+        return False
+    path = run.get_path(folder, ".json")
+    if records.load_result(path)["protocol"] != dict(CLAIMS[claim].protocol):
+        raise ValueError(f"{path} is of another protocol than {claim!r} has now. Move it away.")
+    return True
+
+
+def get_claim_runs(options: argparse.Namespace) -> list[utils.Run]:
+    """Return the runs of all combinations, each once; those of the first seed come first."""
+    recipes = CLAIMS[options.claim].recipes
+    runs = (
+        utils.Run(recipes[value], arm, seed, "float32")
+        for seed in options.seeds
+        for value in options.values or recipes
+        for arm in options.arms or CLAIMS[options.claim].arms
+    )
+    return list(dict.fromkeys(runs))
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("claim", choices=CLAIMS)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, help="default: all of the claim")
+    parser.add_argument("--values", nargs="+", help="rates or batch sizes; default: all")
+    parser.add_argument("--seeds", nargs="+", type=parse_seed, default=[1, 2, 3])
+    parser.add_argument("--processes", type=parse_count, default=os.cpu_count())
+    options = parser.parse_args(arguments)
+    known = {"arms": CLAIMS[options.claim].arms, "values": CLAIMS[options.claim].recipes}
+    for name, values in known.items():
+        for value in getattr(options, name) or []:
+            if value not in values:
+                parser.error(f"{options.claim} has {', '.join(values)} as --{name}, not {value!r}")
+    return options
+
+
+def main() -> None:
+    options = parse()
+    runs = get_claim_runs(options)
+    left = [run for run in runs if not is_done(options.claim, run)]
+    print(f"{len(runs) - len(left)} of {len(runs)} runs are in results/claims/ already.")
+    jobs = [(options.claim, run) for run in left]
+    failures = run_all(run_claim, jobs, options.processes, threads=1)
+    if failures:
+        sys.exit(f"{len(failures)} of {len(left)} runs failed; run this again to go on with them.")
+
+
+if __name__ == "__main__":
+    main()
