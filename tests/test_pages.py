@@ -263,17 +263,18 @@ def test_a_trial_is_whole_and_of_the_recipe_that_it_is_named_for(name):
     assert trial["environment"]["precision"] == "bfloat16", "the lab book says so"
 
 
-def get_trials(start):
-    """Return each trial's accuracies with seed 1 on the held-out images (bn, gn, ln)."""
-    names = {key[0] for key in TRIALS if key[0].startswith("muon") == (start == "muon")}
+def get_trials(muon):
+    """Return the accuracies (bn, gn, ln) of the page's trials with seed 1 on held-out images."""
+    names = [row[0].strip("`") for row in get_rows(LAB, "tuning")]
     return {
         name: [TRIALS[name, norm, 1]["history"]["validation_acc"][-1] for norm in NORMS]
         for name in names
+        if name.startswith("muon") == muon
     }
 
 
 def test_onecycle_has_the_best_learning_rate_and_no_later_trial_beats_it_by_the_margin():
-    finals = get_trials("start")
+    finals = get_trials(muon=False)
     means = {trial: statistics.mean(values) for trial, values in finals.items()}
     best = max(("start", "lr-0.2", "lr-0.05"), key=means.get)
     onecycle = replace(tune.TRIALS[best], name="onecycle")
@@ -311,8 +312,9 @@ def test_the_margin_is_two_standard_errors(cifar10_root):
     assert f"of `lr-0.05` by {tune.MARGIN} points to be taken" in LAB_TEXT
 
 
-def test_the_norms_have_the_same_number_of_trials():
-    bn, gn, ln = ({(t, seed) for t, n, seed in TRIALS if n == norm} for norm in NOTEBOOKS)
+def test_the_norms_have_the_same_trials():
+    names = {row[0].strip("`") for row in get_rows(LAB, "tuning")}
+    bn, gn, ln = ({(t, s) for t, n, s in TRIALS if n == norm and t in names} for norm in NORMS)
     assert bn == gn == ln
 
 
