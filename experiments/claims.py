@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import io
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ import records
 import utils
 from cifar10 import Data
 from records import ROOT
-from replicate import parse_count, parse_seed, run_all
+from replicate import get_runs, parse_count, parse_seed, run_all
 from runs import check_finite, describe, make_json, write_whole
 
 FOLDER = ROOT / "results" / "claims"
@@ -261,14 +260,13 @@ def run_claim(claim: str, run: utils.Run, folder: Path = FOLDER) -> str:
 
     A run that diverges is a result: it says where, and has no accuracy.
     """
-    device = utils.get_device()
-    data = utils.get_data(run.recipe, os.environ.get("CIFAR10_ROOT") or ROOT / "data", device)
+    data = records.get_data(run.recipe)
     try:
         measured = CLAIMS[claim].measure(run, data)
     except FloatingPointError as error:
         measured = {"history": {}, "diverged": str(error)}
     protocol = dict(CLAIMS[claim].protocol)
-    result = describe(run, data, device) | {"protocol": protocol} | measured
+    result = describe(run, data, utils.get_device()) | {"protocol": protocol} | measured
     write_whole({run.get_path(folder, ".json"): make_json(result)})
     run.get_path(ROOT / "checkpoints" / "claims", ".pt").unlink(missing_ok=True)
     if "diverged" in measured:
@@ -286,44 +284,33 @@ def is_done(claim: str, run: utils.Run, folder: Path = FOLDER) -> bool:
     return True
 
 
-def get_claim_runs(options: argparse.Namespace) -> list[utils.Run]:
-    """Return the runs of all combinations, each once; those of the first seed come first."""
-    recipes = CLAIMS[options.claim].recipes
-    runs = (
-        utils.Run(recipes[value], arm, seed, "float32")
-        for seed in options.seeds
-        for value in options.values or recipes
-        for arm in options.arms or CLAIMS[options.claim].arms
-    )
-    return list(dict.fromkeys(runs))
-
-
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.set_defaults(precision="float32")
     parser.add_argument("claim", choices=CLAIMS)
-    parser.add_argument("--arms", nargs="+", choices=ARMS, help="default: all of the claim")
+    parser.add_argument("--arms", dest="norms", nargs="+", metavar="ARM", help="default: all")
     parser.add_argument("--values", nargs="+", help="rates or batch sizes; default: all")
     parser.add_argument("--seeds", nargs="+", type=parse_seed, default=[1, 2, 3])
     parser.add_argument("--processes", type=parse_count, default=os.cpu_count())
     options = parser.parse_args(arguments)
-    known = {"arms": CLAIMS[options.claim].arms, "values": CLAIMS[options.claim].recipes}
-    for name, values in known.items():
-        for value in getattr(options, name) or []:
-            if value not in values:
-                parser.error(f"{options.claim} has {', '.join(values)} as --{name}, not {value!r}")
+    claim = CLAIMS[options.claim]
+    for name, known in (("norms", claim.arms), ("values", claim.recipes)):
+        chosen = getattr(options, name) or list(known)
+        setattr(options, name, chosen)
+        if unknown := [value for value in chosen if value not in known]:
+            parser.error(f"{options.claim} has {', '.join(known)}, but not {', '.join(unknown)}")
     return options
 
 
 def main() -> None:
     options = parse()
-    runs = get_claim_runs(options)
+    recipes = CLAIMS[options.claim].recipes
+    runs = get_runs([recipes[value] for value in options.values], options)
     left = [run for run in runs if not is_done(options.claim, run)]
     print(f"{len(runs) - len(left)} of {len(runs)} runs are in results/claims/ already.")
     jobs = [(options.claim, run) for run in left]
-    failures = run_all(run_claim, jobs, options.processes, threads=1)
-    if failures:
-        sys.exit(f"{len(failures)} of {len(left)} runs failed; run this again to go on with them.")
+    run_all(run_claim, jobs, options.processes, threads=1)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ McNemar's test and the misclassified images need CIFAR-10 in the folder CIFAR10_
 """
 
 import math
-import os
 import re
 from collections.abc import Sequence
 from itertools import combinations
@@ -279,8 +278,7 @@ def main() -> None:
     folder = ROOT / "results"
     results, bfloat16 = (records.load_results(folder / name) for name in utils.PRECISIONS)
     frame = make_frame(results)
-    root = os.environ.get("CIFAR10_ROOT") or ROOT / "data"
-    data = utils.get_data(utils.get_recipe("onecycle"), root, utils.get_device())
+    data = records.get_data(utils.get_recipe("onecycle"))
     trials = records.load_results(folder / "tuning" / "bfloat16")
     pages = {
         ROOT / "README.md": {"results": make_table(frame)},
@@ -302,7 +300,7 @@ def main() -> None:
         "normalization": draw_normalization(data),
     }
     for norm in NORMS:  # the notebooks' runs
-        figures |= draw_run(bfloat16["onecycle", norm, 1], data, folder / "bfloat16")
+        figures |= draw_run(results["onecycle", norm, 1], data, folder / "float32")
     for name, figure in figures.items():
         figure.savefig(ROOT / "images" / f"{name}.png", dpi=110)
 

@@ -1,6 +1,7 @@
 """Read the results of runs; the names that all of experiments/ share."""
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -9,13 +10,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for the modules of the notebooks: import this one before them
 
-from runs import Run  # noqa: E402
+import utils  # noqa: E402
+from cifar10 import Data  # noqa: E402
 
 NAMES = {"bn": "Batch", "gn": "Group", "ln": "Layer", "none": "No"}  # ... normalization
 NORMS = ("bn", "gn", "ln")  # those that are compared; each has a notebook
 SEEDS = (1, 2, 3, 4, 5)  # those of the pages; a run of another one changes no page
 
 Results = Mapping[tuple[str, str, int], dict]  # by recipe, norm and seed
+
+
+def get_data(recipe: utils.Recipe) -> Data:
+    """Return the recipe's data on the device; CIFAR-10's folder is by default the repository's."""
+    root = os.environ.get("CIFAR10_ROOT") or ROOT / "data"
+    return utils.get_data(recipe, root, utils.get_device())
 
 
 def load_result(path: Path) -> dict:
@@ -42,7 +50,7 @@ def load_results(folder: Path) -> Results:
     return {(r["recipe"]["name"], r["norm"], r["seed"]): r for r in results}
 
 
-def is_done(run: Run, folder: Path) -> bool:
+def is_done(run: utils.Run, folder: Path) -> bool:
     """Tell whether the run's result is in `folder`; ValueError if another recipe's is there."""
     path, recipe = run.get_path(folder, ".json"), run.recipe
     if not path.exists():

@@ -64,25 +64,24 @@ def run_notebook(run: utils.Run, keep: Path | None = None) -> str:
     return f"{run.name} is done, after {(time.monotonic() - start) / 60:.1f} minutes."
 
 
-def run_all(
-    function: Callable, jobs: Sequence[tuple], processes: int, threads: int
-) -> list[Exception]:
-    """Call `function(*job)` for all jobs, `processes` at a time, and return what failed.
+def run_all(function: Callable, jobs: Sequence[tuple], processes: int, threads: int) -> None:
+    """Call `function(*job)` for all jobs, `processes` at a time.
 
-    `function` returns the line to print when its job is done. A job that fails stops no other.
+    `function` returns the line to print when its job is done. A job that fails stops no other; at
+    the end, SystemExit says how many did.
     """
     # What the processes inherit; a notebook runs in ROOT, where a relative path leads elsewhere.
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["CIFAR10_ROOT"] = str(get_root(os.environ.get("CIFAR10_ROOT") or ROOT / "data"))
-    failures = []
+    failures = 0
     with (
         ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
         tqdm(total=len(jobs), unit="run") as bar,
     ):
         try:
             for future in as_completed([pool.submit(function, *job) for job in jobs]):
-                if error := future.exception():
-                    failures.append(error)
+                error = future.exception()
+                failures += error is not None
                 bar.write(str(error or future.result()))
                 bar.update()
         except KeyboardInterrupt:
@@ -90,7 +89,8 @@ def run_all(
                 process.kill()
             pool.shutdown(cancel_futures=True)
             sys.exit("Interrupted. Run this again: each run goes on after its last whole epoch.")
-    return failures
+    if failures:
+        sys.exit(f"{failures} of {len(jobs)} runs failed; run this again to go on with them.")
 
 
 def parse_seed(text: str) -> int:
@@ -149,9 +149,7 @@ def main() -> None:
     left = [run for run in runs if not records.is_done(run, ROOT / "results")]
     print(f"{len(runs) - len(left)} of {len(runs)} runs are in results/ already.")
     jobs = [(run, options.keep) for run in left]
-    failures = run_all(run_notebook, jobs, options.processes, options.threads)
-    if failures:
-        sys.exit(f"{len(failures)} of {len(left)} runs failed; run this again to go on with them.")
+    run_all(run_notebook, jobs, options.processes, options.threads)
 
 
 if __name__ == "__main__":

@@ -162,9 +162,9 @@ def test_a_result_of_another_protocol_is_refused_by_name(small, tmp_path, monkey
     ("options", "said"),
     [
         (["speeds"], "'rates', 'batches', 'scales', 'shift'"),
-        (["rates", "--arms", "in"], "'none', 'he', 'bn', 'gn', 'ln'"),
-        (["shift", "--arms", "he"], "none, bn, gn, ln as --arms, not 'he'"),
-        (["rates", "--values", "0.2"], "0.01, 0.03, 0.1, 0.3, 1, 3 as --values, not '0.2'"),
+        (["rates", "--arms", "in"], "rates has none, he, bn, gn, ln, but not in"),
+        (["shift", "--arms", "he"], "shift has none, bn, gn, ln, but not he"),
+        (["rates", "--values", "0.2"], "rates has 0.01, 0.03, 0.1, 0.3, 1, 3, but not 0.2"),
         (["rates", "--seeds", "-1"], "from 0 to 4294967295"),
     ],
 )
@@ -174,12 +174,18 @@ def test_what_is_unknown_is_answered_with_what_is_known(options, said, capsys):
     assert said.replace("'", "") in capsys.readouterr().err.replace("'", "")
 
 
+def get_runs(*arguments):
+    options = claims.parse(arguments)
+    recipes = claims.CLAIMS[options.claim].recipes
+    return claims.get_runs([recipes[value] for value in options.values], options)
+
+
 def test_all_combinations_are_run_once_and_the_first_seed_s_first():
-    runs = claims.get_claim_runs(claims.parse(["rates"]))
+    runs = get_runs("rates")
     assert len(runs) == 90
     assert {run.seed for run in runs[:30]} == {1}
     assert {run.precision for run in runs} == {"float32"}
-    some = claims.get_claim_runs(claims.parse(["batches", "--values", "2", "2", "--seeds", "5"]))
+    some = get_runs("batches", "--values", "2", "2", "--seeds", "5", "--arms", "gn", "bn")
     assert [(run.norm, run.recipe.batch_size, run.recipe.lr) for run in some] == [
-        (norm, 2, pytest.approx(0.05 / 64)) for norm in ("bn", "gn", "ln")
+        (norm, 2, pytest.approx(0.05 / 64)) for norm in ("gn", "bn")
     ]
