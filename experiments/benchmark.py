@@ -10,7 +10,6 @@ a slow minute of the machine hits them all. It prints a table in Markdown.
 import argparse
 import contextlib
 import os
-import resource
 import statistics
 import sys
 import time
@@ -172,6 +171,8 @@ def get_peak() -> float:
     """Return this process's peak memory in GiB, on CUDA the GPU's, without a loader's workers."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
+    import resource  # here, since Windows has none, and tests import this file there, too
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

@@ -9,7 +9,7 @@ McNemar's test and the misclassified images need CIFAR-10 in the folder CIFAR10_
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -202,14 +202,23 @@ def make_tuning(frame: pd.DataFrame) -> str:
     return make_markdown(table.sort_values("mean", ascending=False, kind="stable"))
 
 
-def renew(text: str, name: str, content: str) -> str:
-    """Return `text` with what stands between the markers of `name` replaced by `content`."""
-    pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-    lines = f"\n{content}\n\n"
-    renewed, count = re.subn(pattern, lambda m: m[1] + lines + m[2], text, flags=re.DOTALL)
-    if count != 1:
-        raise ValueError(f"the text has {count} places marked <!-- {name} -->, but must have one")
-    return renewed
+def renew(text: str, tables: Mapping[str, str]) -> str:
+    """Return `text` with what stands between the markers of each table's name replaced by it."""
+    for name, table in tables.items():
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        lines = f"\n{table}\n\n"
+        text, count = re.subn(
+            pattern, lambda m, new=lines: m[1] + new + m[2], text, flags=re.DOTALL
+        )
+        if count != 1:
+            raise ValueError(f"the text has {count} places marked <!-- {name} -->, not one")
+    return text
+
+
+def renew_page(page: Path, tables: Mapping[str, str]) -> None:
+    """Put the tables into a page, at their markers."""
+    text = renew(page.read_text(encoding="utf-8"), tables)
+    page.write_text(text, encoding="utf-8", newline="\n")
 
 
 # --- Figures -------------------------------------------------------------------------------------
@@ -280,21 +289,15 @@ def main() -> None:
     frame = make_frame(results)
     data = records.get_data(utils.get_recipe("onecycle"))
     trials = records.load_results(folder / "tuning" / "bfloat16")
-    pages = {
-        ROOT / "README.md": {"results": make_table(frame)},
-        ROOT / "experiments" / "README.md": {
-            "seeds": make_seeds(frame),
-            "differences": make_differences(frame),
-            "precisions": make_precisions(frame, make_frame(bfloat16)),
-            "mcnemar": make_mcnemar(results, data.test.tensors[1].tolist()),
-            "tuning": make_tuning(make_frame(trials)),
-        },
+    renew_page(ROOT / "README.md", {"results": make_table(frame)})
+    tables = {
+        "seeds": make_seeds(frame),
+        "differences": make_differences(frame),
+        "precisions": make_precisions(frame, make_frame(bfloat16)),
+        "mcnemar": make_mcnemar(results, data.test.tensors[1].tolist()),
+        "tuning": make_tuning(make_frame(trials)),
     }
-    for page, tables in pages.items():
-        text = page.read_text(encoding="utf-8")
-        for name, table in tables.items():
-            text = renew(text, name, table)
-        page.write_text(text, encoding="utf-8", newline="\n")
+    renew_page(ROOT / "experiments" / "README.md", tables)
     figures = {
         "accuracy": draw_accuracy(results),
         "normalization": draw_normalization(data),

@@ -1,6 +1,8 @@
 """The statistics, tables and figures that the pages show: known values, and no pretence."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -8,6 +10,7 @@ for package in ("pandas", "scipy", "tabulate"):
     pytest.importorskip(package, reason="needs experiments/requirements.txt")
 
 import evidence  # noqa: E402
+from common import ROOT  # noqa: E402
 from records import NORMS  # noqa: E402
 
 TEST = {"bn": [80.0, 81.0, 82.0], "gn": [79.0, 81.0, 80.0], "ln": [70.0, 70.5, 70.0]}  # %
@@ -148,6 +151,25 @@ def test_the_figure_shows_the_results_and_how_many_seeds_there_are(seeds):
     assert line.get_ydata()[-1] == sum(TEST["bn"][: len(seeds)]) / len(seeds)
 
 
-def test_markers_that_are_missing_are_an_error():
-    with pytest.raises(ValueError, match="0 places marked <!-- results -->"):
-        evidence.renew("no markers", "results", "text")
+def test_a_table_takes_the_place_of_the_one_between_its_markers():
+    page = "a\n<!-- one -->\n\nold\n\n<!-- /one -->\nb"
+    assert evidence.renew(page, {"one": "new"}) == page.replace("old", "new")
+    with pytest.raises(ValueError, match="0 places marked <!-- two -->"):
+        evidence.renew(page, {"two": "text"})
+
+
+def test_a_page_and_results_are_utf8_whatever_the_locale_says(tmp_path):
+    """On Windows the default is cp1252: whoever opens a text must name its encoding."""
+    page = tmp_path / "page.md"
+    page.write_bytes("5° – é\n<!-- one -->\n<!-- /one -->\n".encode())
+    code = f"""if True:
+        import pathlib, warnings, evidence, records, replicate
+        warnings.simplefilter("error", EncodingWarning)
+        evidence.renew_page(pathlib.Path({str(page)!r}), {{"one": "±"}})
+        records.load_results(records.ROOT / "results" / "float32")
+        replicate.read_notebook("none")
+    """
+    command = [sys.executable, "-X", "warn_default_encoding", "-c", code]
+    done = subprocess.run(command, cwd=ROOT / "experiments", capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert page.read_bytes().decode() == "5° – é\n<!-- one -->\n\n±\n\n<!-- /one -->\n"

@@ -1,14 +1,12 @@
 """Reading results: the right run under its own name, or an error that names the file."""
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict
 
 import pytest
 
 import records
-from common import ROOT, make_run
+from common import make_run
 
 
 def write(folder, run, name=None, **changes):
@@ -60,23 +58,3 @@ def test_a_result_from_before_a_field_was_added_is_of_its_default(tmp_path):
     assert records.is_done(make_run(), tmp_path)
     with pytest.raises(ValueError, match="other hyperparameters"):
         records.is_done(make_run(affine_lr=1.0), tmp_path)
-
-
-def test_texts_are_read_and_written_as_utf8_wherever_the_locale_is_another():
-    """On Windows the default is cp1252: each open() must name its encoding."""
-    code = "import records, evidence, replicate, tune\n"
-    code += "records.load_results(records.ROOT / 'results' / 'float32')\n"
-    code += "replicate.read_notebook('none')\n"
-    if not all(map(pytest.importorskip, ("pandas", "scipy", "tabulate"))):
-        return
-    command = [sys.executable, "-X", "warn_default_encoding", "-c", code]
-    done = subprocess.run(
-        command, cwd=ROOT / "experiments", capture_output=True, text=True, encoding="utf-8"
-    )
-    assert done.returncode == 0, done.stderr
-    ours = [line for line in done.stderr.splitlines() if str(ROOT) in line]
-    assert [line for line in ours if "EncodingWarning" in line] == []
-    for path in (*ROOT.glob("*.py"), *(ROOT / "experiments").glob("*.py")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if "read_text(" in line or "write_text(" in line:
-                assert "encoding=" in line, f"{path.name}: {line}"
