@@ -294,6 +294,14 @@ def test_onecycle_has_the_best_learning_rate_and_no_later_trial_beats_it_by_the_
     assert f"the three normalizations, by {means[best] - means['start']:.1f} points" in LAB_TEXT
 
 
+def test_what_is_said_of_the_search_with_muon_is_what_the_table_says():
+    means = {t: statistics.mean(values) for t, values in get_trials(muon=True).items()}
+    assert max(means, key=means.get) == "muon"
+    gain = means["muon"] - statistics.mean(get_trials(muon=False)["lr-0.05"])
+    assert f"it raises the mean of `lr-0.05` by {gain:.1f} points" in LAB_TEXT
+    assert f"leads by {tune.MUON_MARGIN} points, one standard error" in LAB_TEXT
+
+
 @pytest.mark.cifar10
 def test_the_margin_is_two_standard_errors(cifar10_root):
     labels = load_cifar10(cifar10_root).test.tensors[1]
