@@ -133,6 +133,7 @@ def measure_shift(run: utils.Run, data: Data) -> dict:
             scheduler.step()
             step += 1
     loss, accuracy = utils.test(model, test_loader, criterion)
+    check_finite(**{f"loss after the last step, at rate {rate:g},": loss})
     return {"history": {"test_loss": [loss], "test_acc": [accuracy]}, "rows": rows}
 
 
@@ -175,10 +176,13 @@ def get_shift(
 
 
 def compare(one: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
-    """Return the norm of the difference, as a share of the norm of `one`, and the cosine."""
-    change = (other - one).norm() / one.norm()
-    cosine = nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0)
-    return {"change": change.item(), "cosine": cosine.item()}
+    """Return the norm of the difference, as a share of the norm of `one`, and the cosine.
+
+    They are computed in float64: without a normalization a gradient can be tiny.
+    """
+    one, other = one.double().flatten(), other.double().flatten()
+    cosine = one @ other / (one.norm() * other.norm())
+    return {"change": ((other - one).norm() / one.norm()).item(), "cosine": cosine.item()}
 
 
 def get_line(get: Gradient, weights: Tensors, rate: float) -> dict:
