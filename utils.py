@@ -140,15 +140,15 @@ def get_precision(name: str | None, device: torch.device) -> str:
     "native", as which an empty one counts, is bfloat16 where the hardware computes in it, and
     float32 elsewhere. Raises ValueError, listing the known ones, for another name.
     """
-    known = {known: known for known in ("native", *PRECISIONS)}
-    chosen = _choose("PRECISION", (name or "native").strip(), known)
+    names = ("native", *PRECISIONS)
+    chosen = _choose("PRECISION", (name or "native").strip(), dict(zip(names, names, strict=True)))
     if chosen != "native":
         return chosen
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
-        known = getattr(torch.cpu, "get_capabilities", dict)()  # older versions have none
-        native = known.get("avx512_bf16") or known.get("amx_bf16")
+        has = getattr(torch.cpu, "get_capabilities", dict)()  # older versions have none
+        native = has.get("avx512_bf16") or has.get("amx_bf16")
     return "bfloat16" if native else "float32"
 
 

@@ -29,7 +29,7 @@ FOLDER = ROOT / "results" / "tuning"
 
 # The first search, with SGD: what it started from, and what each trial, named for it, changes in
 # it. Of the first three the best became `onecycle`; a later one had to raise the mean of the norms
-# by MARGIN. (Five more are in the folder, whose code was taken out: see experiments of the README.)
+# by MARGIN. (Five more are in the folder, whose code was taken out: see the lab book.)
 MARGIN = 0.6  # points
 START = replace(
     utils.get_recipe("onecycle"),
