@@ -437,7 +437,8 @@ def get_scheduler(
     """
     steps = recipe.epochs * steps_per_epoch
     # A rise or a fall of one step has no slope, and OneCycleLR divides by 0 there.
-    warmup = min(recipe.warmup, 1 - 1 / steps) if recipe.warmup * steps > 1 else 0.0
+    warmup = min(recipe.warmup, 1 - 1 / steps)
+    warmup = warmup if warmup * steps > 1 else 0.0
     known = {
         "onecycle": lambda: torch.optim.lr_scheduler.OneCycleLR(
             optimizer,

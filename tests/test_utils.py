@@ -432,7 +432,7 @@ def test_with_a_long_warm_up_the_rate_rises_for_as_long(warmup):
 
 @pytest.mark.parametrize(
     ("epochs", "steps", "warmup"),
-    [(5, 1, 0.2), (1, 4, 0.25), (2, 1, 0.5), (3, 1, 0.2), (1, 1, 0.2)],
+    [(5, 1, 0.2), (1, 4, 0.25), (2, 1, 0.5), (3, 1, 0.2), (1, 1, 0.2), (1, 2, 1.0), (2, 1, 0.7)],
 )
 def test_a_warm_up_of_a_step_or_less_is_none(epochs, steps, warmup):
     rates = get_rates(Recipe("x", epochs=epochs, warmup=warmup), steps)
