@@ -58,6 +58,10 @@ MUON = replace(
     weight_decay=0.05,
     warmup=0.1,
 )
+# The third search, for as few epochs as reach a point more than was published (79.9, 78.9 and
+# 77.9 % with bn, gn and ln) on the held-out images: the second's start cut to 4 epochs, or 5 if no
+# trial with 4 does. It keeps its place unless another has a mean that is higher by MARGIN.
+QUICK = replace(MUON, epochs=4)
 TRIALS = {
     name: replace(start, name=name, **changes)
     for start, name, changes in (
@@ -87,6 +91,12 @@ TRIALS = {
         (MUON, "muon-momentum-0.9", {"momentum": 0.9}),
         (MUON, "muon-crop-1", {"crop": 1}),
         (MUON, "muon-lr-0.05-batch-256", {"lr": 0.05, "batch_size": 256}),
+        (QUICK, "quick", {}),
+        (QUICK, "quick-lr-0.05", {"lr": 0.05}),
+        (QUICK, "quick-crop-1", {"crop": 1}),
+        (QUICK, "quick-decay-0", {"weight_decay": 0.0}),
+        (QUICK, "quick-warmup-0.2", {"warmup": 0.2}),
+        (QUICK, "quick-batch-64", {"batch_size": 64}),
     )
 }
 
