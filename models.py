@@ -16,11 +16,14 @@ from torch.nn import functional as F
 def get_norm(norm: str, channels: int, groups: int = 4) -> nn.Module:
     """Return the layer that `norm` names in NORMS, with one scale and one shift a channel.
 
-    Raises ValueError for another name, and for groups that do not divide the channels.
+    Raises ValueError for another name, and for groups that are no number or, with "gn", do not
+    divide the channels.
     """
     if norm not in NORMS:
         raise ValueError(f"norm is {norm!r}, but must be one of {', '.join(map(repr, NORMS))}")
-    if norm == "gn" and (not isinstance(groups, int) or groups < 1 or channels % groups):
+    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
+        raise ValueError(f"groups={groups!r}, but must be a whole number from 1 on")
+    if norm == "gn" and channels % groups:
         raise ValueError(f"groups={groups} cannot divide the {channels} channels of a layer evenly")
     return NORMS[norm](channels, groups)
 
@@ -86,10 +89,10 @@ def conv_block(
     """Return a 3x3 convolution, ReLU, the normalization that `norm` names, and dropout.
 
     `momentum` is that of batch normalization's running averages. At `dropout=0` there is no
-    dropout layer. Raises ValueError as `get_norm` does, and for a dropout outside [0, 1].
+    dropout layer. Raises ValueError as `get_norm` does, and for a dropout outside [0, 1).
     """
-    if not 0 <= dropout <= 1:  # also for nan
-        raise ValueError(f"dropout is {dropout!r}, but must be between 0 and 1")
+    if not 0 <= dropout < 1:  # also for nan
+        raise ValueError(f"dropout is {dropout!r}, but must be from 0 to below 1")
     layers = OrderedDict(
         conv=nn.Conv2d(in_channels, out_channels, 3, padding=padding, bias=False),
         relu=nn.ReLU(inplace=True),  # the convolution's output is not needed again
@@ -119,7 +122,7 @@ class Session8Net(Net):
     `norm` is a name in NORMS; `groups` is the number of groups of "gn"; `dropout` is the
     probability that an activation is dropped after every block but the first.
     Raises ValueError for an unknown norm, groups that do not divide the channels of every block
-    (16, 24, 32 and 40), and a dropout outside [0, 1].
+    (16, 24, 32 and 40), and a dropout outside [0, 1).
     """
 
     def __init__(self, norm: str, groups: int = 4, dropout: float = 0.0):

@@ -4,10 +4,9 @@ import contextlib
 import ctypes
 import math
 import re
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -32,7 +31,7 @@ from runs import save_result as save_result
 class Recipe:
     """Every hyperparameter of a run; the defaults are those of `onecycle`.
 
-    Raises ValueError, naming the field, for a value that can't be meant.
+    Raises ValueError, naming the field, for a value that can't be meant or would have no effect.
     """
 
     name: str
@@ -59,37 +58,66 @@ class Recipe:
 
     def __post_init__(self):
         for field in fields(self):
-            self._check(field.name, field.type, getattr(self, field.name))
+            self._check(field.name, field.type, getattr(self, field.name), field.default)
         if not re.fullmatch(r"\w[\w.+-]*", self.name, re.ASCII):
             raise ValueError(f"name is {self.name!r}, but must be fit for the name of a file")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov is True, but momentum is 0: it must be above 0 for that")
 
-    @staticmethod
-    def _check(name: str, kind: type, value: object) -> None:
+    def _check(self, name: str, kind: type, value: object, default: object) -> None:
         what = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
         right = isinstance(value, (int, float) if kind is float else kind)
         if not right or (isinstance(value, bool) and kind is not bool):
             raise ValueError(f"{name} is {value!r}, but must be {what[kind]}")
-        low, high = _BOUNDS.get(name, (None, None))
-        if low is not None and not low <= value <= high:  # also for nan
-            raise ValueError(f"{name} is {value!r}, but must be from {low} to {high}")
+        if name in _BOUNDS:
+            _check_range(name, value, *_BOUNDS[name])
+        if name in _CHOICES:
+            _check_choice(name, value, _CHOICES[name])
+        switch, setting = _ONLY_WITH.get(name, ("name", self.name))
+        if value != default and getattr(self, switch) != setting:
+            raise ValueError(f"{name} is {value!r}, but has no effect without {switch} {setting!r}")
 
 
+def _check_choice(name: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, known))}")
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raise ValueError that names the value unless it is from `low` to `high`; nan is not."""
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value!r}, but must be from {low} to {high}")
+
+
+_CHOICES = {
+    "data": (CIFAR, GRATINGS),
+    "optimizer": ("sgd", "muon"),
+    "scheduler": ("onecycle", "step"),
+    "loss": ("nll",),
+}
 _BOUNDS = {
     **dict.fromkeys(("epochs", "batch_size", "step_epochs"), (1, math.inf)),
-    **dict.fromkeys(("lr", "affine_lr", "weight_decay"), (0, sys.float_info.max)),
-    **dict.fromkeys(("warmup", "dropout", "flip"), (0, 1)),
+    **dict.fromkeys(("lr", "affine_lr", "weight_decay"), (0, torch.finfo(torch.float32).max)),
+    **dict.fromkeys(("warmup", "flip"), (0, 1)),
+    "dropout": (0, 0.99),  # at 1 nothing would be left
     **dict.fromkeys(("start_factor", "step_factor"), (1e-9, 1)),
     "momentum": (0, 0.9999),  # at 1 a gradient would never be forgotten, or never be seen
     "crop": (0, 31),  # a reflection is shorter than the image
     "rotation": (0, 180),
     "resize": (0, 0.99),
 }
+_ONLY_WITH = {
+    "affine_lr": ("optimizer", "muon"),
+    **dict.fromkeys(("warmup", "start_factor"), ("scheduler", "onecycle")),
+    **dict.fromkeys(("step_epochs", "step_factor"), ("scheduler", "step")),
+}
 
+_MUON = Recipe("muon", optimizer="muon", lr=0.03, momentum=0.95, weight_decay=0.05, warmup=0.1)
 RECIPES = {
     recipe.name: recipe
     for recipe in (
+        _MUON,  # the notebooks' default
+        replace(_MUON, name="quick", epochs=4),
         Recipe("onecycle"),
         Recipe(
             "reference",  # the published experiment's, to the letter
@@ -107,16 +135,15 @@ RECIPES = {
 }
 
 
-def _choose(kind: str, name: str, known: Mapping):
-    """Return `known[name]`, or raise a ValueError that lists the known names."""
-    if name not in known:
-        raise ValueError(f"{kind} is {name!r}, but must be one of {', '.join(map(repr, known))}")
-    return known[name]
+def get_recipe(name: str | Recipe) -> Recipe:
+    """Return the recipe of that name, or the recipe itself.
 
-
-def get_recipe(name: str) -> Recipe:
-    """Return the recipe of that name. Raises ValueError, listing the known ones, for another."""
-    return _choose("RECIPE", name.strip(), RECIPES)
+    Raises ValueError, listing the known ones, for another name.
+    """
+    if isinstance(name, Recipe):
+        return name
+    _check_choice("RECIPE", name.strip(), RECIPES)
+    return RECIPES[name.strip()]
 
 
 def set_seed(seed: int) -> None:
@@ -140,8 +167,8 @@ def get_precision(name: str | None, device: torch.device) -> str:
     "native", as which an empty one counts, is bfloat16 where the hardware computes in it, and
     float32 elsewhere. Raises ValueError, listing the known ones, for another name.
     """
-    names = ("native", *PRECISIONS)
-    chosen = _choose("PRECISION", (name or "native").strip(), dict(zip(names, names, strict=True)))
+    chosen = (name or "").strip() or "native"
+    _check_choice("PRECISION", chosen, ("native", *PRECISIONS))
     if chosen != "native":
         return chosen
     if device.type == "cuda":
@@ -174,7 +201,7 @@ def get_data(recipe: Recipe, root: str | Path | None, device: torch.device) -> D
     where CIFAR-10 can't be downloaded. Never returns other data than those asked for.
     """
     known = {CIFAR: lambda: load_cifar10(root, Progress), GRATINGS: draw_gratings}
-    return _choose("data", recipe.data, known)().to(device)
+    return known[recipe.data]().to(device)
 
 
 class CheckBatch(nn.Module):
@@ -198,6 +225,7 @@ class RandomCrop(nn.Module):
 
     def __init__(self, padding: int):
         super().__init__()
+        _check_range("padding", padding, *_BOUNDS["crop"])
         self.padding = padding
 
     def extra_repr(self) -> str:
@@ -223,6 +251,7 @@ class RandomFlip(nn.Module):
 
     def __init__(self, p: float):
         super().__init__()
+        _check_range("p", p, *_BOUNDS["flip"])
         self.p = p
 
     def extra_repr(self) -> str:
@@ -241,6 +270,8 @@ class RandomAffine(nn.Module):
 
     def __init__(self, degrees: float, resize: float):
         super().__init__()
+        _check_range("degrees", degrees, *_BOUNDS["rotation"])
+        _check_range("resize", resize, *_BOUNDS["resize"])
         self.degrees, self.resize = degrees, resize
 
     def extra_repr(self) -> str:
@@ -329,7 +360,7 @@ def get_loader(
     or whose labels are not int64 from 0 to 9, and for a batch size below 1.
     """
     labels = dataset.tensors[1]
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r}, but must be a whole number from 1 on")
     if len(labels) == 0:
         raise ValueError("the data set is empty, but must have at least one image")
@@ -345,22 +376,20 @@ def get_loader(
 
 
 def get_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer. Raises ValueError, listing the known ones, for another.
+    """Return the recipe's optimizer.
 
-    "muon" is for a model that is on its device and in its memory format already.
+    "muon" is for a model that is on its device and in its memory format already; it raises what
+    MuonAndSGD raises.
     """
-    parameters = list(model.parameters())
-    known = {
-        "sgd": lambda: torch.optim.SGD(
-            parameters,
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov,
-            weight_decay=recipe.weight_decay,
-        ),
-        "muon": lambda: MuonAndSGD(parameters, recipe),
-    }
-    return _choose("optimizer", recipe.optimizer, known)()
+    if recipe.optimizer == "muon":
+        return MuonAndSGD(list(model.parameters()), recipe)
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )
 
 
 class MuonAndSGD(torch.optim.Optimizer):
@@ -433,32 +462,27 @@ def get_scheduler(
     """Return the recipe's schedule, to be advanced after every step, not after every epoch.
 
     "onecycle" rises linearly and falls linearly to almost 0, "step" drops by a factor.
-    Raises ValueError, listing the known ones, for another name.
     """
+    if recipe.scheduler == "step":
+        size = recipe.step_epochs * steps_per_epoch
+        return torch.optim.lr_scheduler.StepLR(optimizer, size, recipe.step_factor)
     steps = recipe.epochs * steps_per_epoch
     # A rise or a fall of one step has no slope, and OneCycleLR divides by 0 there.
     warmup = min(recipe.warmup, 1 - 1 / steps)
-    warmup = warmup if warmup * steps > 1 else 0.0
-    known = {
-        "onecycle": lambda: torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=[group["lr"] for group in optimizer.param_groups],
-            total_steps=steps,
-            pct_start=warmup,
-            anneal_strategy="linear",
-            div_factor=1 / recipe.start_factor,
-            cycle_momentum=False,
-        ),
-        "step": lambda: torch.optim.lr_scheduler.StepLR(
-            optimizer, recipe.step_epochs * steps_per_epoch, recipe.step_factor
-        ),
-    }
-    return _choose("scheduler", recipe.scheduler, known)()
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=[group["lr"] for group in optimizer.param_groups],
+        total_steps=steps,
+        pct_start=warmup if warmup * steps > 1 else 0.0,
+        anneal_strategy="linear",
+        div_factor=1 / recipe.start_factor,
+        cycle_momentum=False,
+    )
 
 
 def get_loss(recipe: Recipe) -> nn.Module:
-    """Return the recipe's loss, a mean over images. Raises ValueError, listing the known ones."""
-    return _choose("loss", recipe.loss, {"nll": nn.NLLLoss})()
+    """Return the recipe's loss, a mean over images."""
+    return {"nll": nn.NLLLoss}[recipe.loss]()
 
 
 # --- Training and evaluation ---------------------------------------------------------------------

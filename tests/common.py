@@ -17,6 +17,8 @@ NOTEBOOKS = {
     for norm, name in (("bn", "Batch"), ("gn", "Group"), ("ln", "Layer"))
 }
 
+OUR_NORMS = ("bn", "gn", "ln", "none")  # whatever else a user adds
+
 # Fields of a recipe that trains by Muon, which PyTorch has since 2.9.
 MUON = {"optimizer": "muon", "lr": 0.03, "momentum": 0.95, "weight_decay": 0.05}
 needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has no Muon")
