@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import torch
 from torch import nn
@@ -118,28 +118,47 @@ class Progress(tqdm):
     """A progress bar under lines of text, as one output that a notebook updates in place.
 
     What a notebook saves is the last state: the lines alone. (A bar that is printed leaves each of
-    its states in the file.) Outside a notebook the lines are printed, and there is no bar.
+    its states in the file.) The same lines are printed: a script's to its standard output, a
+    notebook's to the terminal in which its kernel was started; there is a bar if that is a
+    terminal, and there are plain lines alone if it is not.
     """
 
     def __init__(self, desc: str, **options):
-        self.lines, self.output = [], None
+        self.lines, self.output, self.stream = [], None, sys.stdout
         if "IPython" in sys.modules and hasattr(sys.modules["IPython"].get_ipython(), "kernel"):
             from IPython.display import display
 
             self.output = display({"text/plain": desc}, raw=True, display_id=True)
+            self.stream = _find_terminal()
+        terminal = self.stream if self.stream.isatty() else io.StringIO()
+        super().__init__(file=terminal, leave=False, mininterval=0.5, **options)
         self.add_line(desc)
-        super().__init__(file=io.StringIO(), leave=False, mininterval=0.5, **options)
 
     def add_line(self, line: str) -> None:
         self.lines.append(line)
-        if self.output is None:
-            print(line)
+        with contextlib.suppress(OSError), self.external_write_mode(file=self.stream):
+            print(line, file=self.stream, flush=True)
+        self.refresh()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Show the lines and the bar; tqdm calls this, with an empty `msg` at the end."""
+        with contextlib.suppress(OSError):  # the terminal was closed
+            super().display(msg, pos)
         text = "\n".join([*self.lines, str(self) if msg is None else msg])
         if self.output is not None:
             self.output.update({"text/plain": text.rstrip("\n")}, raw=True)
+
+
+def _find_terminal() -> TextIO:
+    """Return the standard error that a kernel was started with, or a stream that goes nowhere."""
+    for stream in (sys.stderr, sys.__stderr__):  # a kernel's own gives the number of the old one
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            return open(stream.fileno(), "w", encoding="utf-8", errors="replace", closefd=False)
+    return io.StringIO()
 
 
 # --- Checkpoint ----------------------------------------------------------------------------------

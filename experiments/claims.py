@@ -9,7 +9,6 @@ off goes on. The lab book says what each claim is, and what was expected.
 
 import argparse
 import contextlib
-import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +24,7 @@ import records
 import utils
 from cifar10 import Data
 from records import ROOT
-from replicate import get_runs, parse_count, parse_seed, run_all
+from replicate import Prefixed, get_runs, parse_count, parse_seed, run_all
 from runs import check_finite, describe, make_json, write_whole
 
 FOLDER = ROOT / "results" / "claims"
@@ -46,7 +45,7 @@ def assemble(run: utils.Run, data: Data) -> tuple:
 
 
 def fit(run: utils.Run, parts: tuple) -> dict[str, list[float]]:
-    with contextlib.redirect_stdout(io.StringIO()):  # runs at a time would mix their lines
+    with contextlib.redirect_stdout(Prefixed(run.name)):
         return utils.fit(run, *parts, folder=ROOT / "checkpoints" / "claims")
 
 
@@ -288,16 +287,25 @@ def is_done(claim: str, run: utils.Run, folder: Path = FOLDER) -> bool:
     return True
 
 
+def parse_value(text: str) -> str:
+    """Return the number as a claim's name has it: 1.0 and 1 are the same."""
+    return f"{float(text):g}"
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.set_defaults(precision="float32")
     parser.add_argument("claim", choices=CLAIMS)
     parser.add_argument("--arms", dest="norms", nargs="+", metavar="ARM", help="default: all")
-    parser.add_argument("--values", nargs="+", help="rates or batch sizes; default: all")
+    parser.add_argument(
+        "--values", nargs="+", type=parse_value, help="rates or batch sizes; default: all"
+    )
     parser.add_argument("--seeds", nargs="+", type=parse_seed, default=[1, 2, 3])
     parser.add_argument("--processes", type=parse_count, default=os.cpu_count())
     options = parser.parse_args(arguments)
+    if (os.environ.get("PRECISION") or "").strip() not in ("", "native", "float32"):
+        parser.error("PRECISION is another, but claims are measured in float32 alone: unset it")
     claim = CLAIMS[options.claim]
     for name, known in (("norms", claim.arms), ("values", claim.recipes)):
         chosen = getattr(options, name) or list(known)
@@ -313,7 +321,7 @@ def main() -> None:
     runs = get_runs([recipes[value] for value in options.values], options)
     left = [run for run in runs if not is_done(options.claim, run)]
     print(f"{len(runs) - len(left)} of {len(runs)} runs are in results/claims/ already.")
-    jobs = [(options.claim, run) for run in left]
+    jobs = {run.name: (options.claim, run) for run in left}
     run_all(run_claim, jobs, options.processes, threads=1)
 
 

@@ -192,9 +192,12 @@ def make_mcnemar(results: Results, labels: Sequence[int]) -> str:
 def make_tuning(frame: pd.DataFrame) -> str:
     """Return final accuracy on the held-out images by trial of tune.py and norm, best mean first.
 
-    A number is the mean over the seeds there are. A trial that lacks a norm has no mean, and
-    stands at the end.
+    A number is the mean over the seeds that all norms have. A trial that lacks a norm has no mean,
+    and stands at the end.
     """
+    frame = frame[frame.norm.isin(NORMS)]
+    whole = frame.groupby(["recipe", "seed"]).norm.transform("size") == len(NORMS)
+    frame = frame[whole | ~whole.groupby(frame.recipe).transform("any")]
     trials = frame.assign(trial="`" + frame.recipe + "`").groupby(["trial", "norm"])
     table = trials.validation.mean().unstack().reindex(columns=list(NORMS))
     table.insert(0, "seeds", trials.size().groupby("trial").max())

@@ -8,22 +8,25 @@ give the same command again.
 """
 
 import argparse
+import contextlib
+import io
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from tqdm import tqdm
 
 import records
 import utils
 from cifar10 import get_root
+from models import NORMS as ALL
 from records import NAMES, NORMS, ROOT, SEEDS
 
 
@@ -38,56 +41,97 @@ def read_notebook(norm: str) -> nbformat.NotebookNode:
     return notebook
 
 
-def run_notebook(run: utils.Run, keep: Path | None = None) -> str:
-    """Execute the run's notebook, and return a line that says how long it took.
+class Prefixed(io.TextIOBase):
+    """Print each line that is written here behind `prefix`: runs at a time mix their lines."""
 
-    With `keep`, the executed notebook is written to that folder under the run's name, also where
-    a cell failed. Raises RuntimeError that names the run and says what its cell raised.
+    def __init__(self, prefix: str):
+        self.prefix, self.rest, self.stream = prefix, "", sys.stdout
+
+    def write(self, text: str) -> int:
+        *lines, self.rest = (self.rest + text).split("\n")
+        for line in lines:
+            print(f"{self.prefix}: {line}", file=self.stream, flush=True)
+        return len(text)
+
+
+@contextlib.contextmanager
+def print_lines(prefix: str) -> Iterator[int]:
+    """Give the number of a file, and print each line that is written to it behind `prefix`."""
+    ours, theirs = os.pipe()
+    target = Prefixed(prefix)
+
+    def read():
+        with open(ours, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                target.write(line)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        yield theirs
+    finally:
+        os.close(theirs)
+        reader.join(timeout=10)  # a kernel that was left over may hold the other end
+
+
+def run_notebook(run: utils.Run, keep: Path | None = None) -> str:
+    """Execute the run's notebook, print its progress, and return a line that says how long it took.
+
+    With `keep`, the executed notebook is written to that folder under the run's precision and name,
+    also where a cell failed. Raises RuntimeError that says what its cell raised.
     """
     notebook = read_notebook(run.norm)
     client = NotebookClient(
         notebook,
         timeout=None,
+        record_timing=False,
         resources={"metadata": {"path": str(ROOT)}},  # where it runs
         extra_arguments=["--IPKernelApp.log_level=ERROR"],  # else each kernel warns of its ports
     )
     chosen = {"RECIPE": run.recipe.name, "SEED": str(run.seed), "PRECISION": run.precision}
     start = time.monotonic()
     try:
-        client.execute(env=os.environ | chosen)
+        with print_lines(run.name) as terminal:
+            client.execute(env=os.environ | chosen, stderr=terminal)
     except CellExecutionError as error:
-        raise RuntimeError(f"{run.name} failed: {error.ename}: {error.evalue}") from None
+        raise RuntimeError(f"{error.ename}: {error.evalue}") from None
     finally:
         if keep is not None:
-            keep.mkdir(parents=True, exist_ok=True)
-            nbformat.write(notebook, keep / f"{run.name}.ipynb")
+            path = run.get_path(keep, ".ipynb")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nbformat.write(notebook, path)
     return f"{run.name} is done, after {(time.monotonic() - start) / 60:.1f} minutes."
 
 
-def run_all(function: Callable, jobs: Sequence[tuple], processes: int, threads: int) -> None:
-    """Call `function(*job)` for all jobs, `processes` at a time.
+def run_apart(function: Callable, job: tuple) -> str:
+    """Return `function(*job)`, called in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *job).result()
 
-    `function` returns the line to print when its job is done. A job that fails stops no other; at
-    the end, SystemExit says how many did.
+
+def run_all(function: Callable, jobs: Mapping[str, tuple], processes: int, threads: int) -> None:
+    """Call `function(*job)` for all jobs, by their names, `processes` at a time.
+
+    `function` returns the line to print when its job is done. A job that fails, or whose process is
+    killed, stops no other; at the end, SystemExit says how many did.
     """
     # What the processes inherit; a notebook runs in ROOT, where a relative path leads elsewhere.
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["CIFAR10_ROOT"] = str(get_root(os.environ.get("CIFAR10_ROOT") or ROOT / "data"))
-    failures = 0
-    with (
-        ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
-        tqdm(total=len(jobs), unit="run") as bar,
-    ):
+    failures, start = 0, time.monotonic()
+    with ThreadPoolExecutor(processes) as pool:
         try:
-            for future in as_completed([pool.submit(function, *job) for job in jobs]):
+            names = {pool.submit(run_apart, function, job): name for name, job in jobs.items()}
+            for done, future in enumerate(as_completed(names), 1):
                 error = future.exception()
                 failures += error is not None
-                bar.write(str(error or future.result()))
-                bar.update()
+                said = f"{names[future]} failed: {error}" if error else future.result()
+                left = (time.monotonic() - start) / done * (len(jobs) - done) / 60
+                print(f"{said} [{done} of {len(jobs)}, about {left:.0f} minutes left]", flush=True)
         except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
             for process in active_children():  # nbclient catches a gentler signal, and goes on
                 process.kill()
-            pool.shutdown(cancel_futures=True)
             sys.exit("Interrupted. Run this again: each run goes on after its last whole epoch.")
     if failures:
         sys.exit(f"{failures} of {len(jobs)} runs failed; run this again to go on with them.")
@@ -106,11 +150,24 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
+def parse_folder(text: str) -> Path:
+    """Return the absolute folder, made if it is not there."""
+    try:
+        folder = Path(text).expanduser().absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} can't be a folder: {error}") from None
+    return folder
+
+
 def add_options(parser: argparse.ArgumentParser, seeds: Sequence[int]) -> None:
     """Add the options that runs of notebooks and trials share."""
-    precision = utils.get_precision(os.environ.get("PRECISION"), utils.get_device())
+    try:
+        precision = utils.get_precision(os.environ.get("PRECISION"), utils.get_device())
+    except ValueError as error:
+        parser.error(str(error))
     parser.set_defaults(precision=precision)
-    parser.add_argument("--norms", nargs="+", choices=NAMES, default=list(NORMS))
+    parser.add_argument("--norms", nargs="+", choices=ALL, default=list(NORMS))
     parser.add_argument("--seeds", nargs="+", type=parse_seed, default=list(seeds))
     parser.add_argument(
         "--processes", type=parse_count, default=os.cpu_count(), help="runs at a time"
@@ -121,11 +178,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_options(parser, SEEDS)
-    parser.add_argument("--recipes", nargs="+", choices=utils.RECIPES, default=["onecycle"])
+    parser.add_argument("--recipes", nargs="+", choices=utils.RECIPES, default=["muon"])
     parser.add_argument("--threads", type=parse_count, default=1, help="of a run (default 1)")
     parser.add_argument(
         "--keep",
-        type=lambda text: Path(text).expanduser(),
+        type=parse_folder,
         metavar="FOLDER",
         help="keep executed notebooks there",
     )
@@ -148,7 +205,7 @@ def main() -> None:
     runs = get_runs(list(map(utils.get_recipe, options.recipes)), options)
     left = [run for run in runs if not records.is_done(run, ROOT / "results")]
     print(f"{len(runs) - len(left)} of {len(runs)} runs are in results/ already.")
-    jobs = [(run, options.keep) for run in left]
+    jobs = {run.name: (run, options.keep) for run in left}
     run_all(run_notebook, jobs, options.processes, options.threads)
 
 

@@ -9,7 +9,6 @@ run that has one is skipped, and one that was cut off goes on.
 
 import argparse
 import contextlib
-import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ import records
 import utils
 from cifar10 import Data
 from records import ROOT
-from replicate import add_options, get_runs, run_all
+from replicate import Prefixed, add_options, get_runs, run_all
 from runs import describe, make_json, write_whole
 
 HELD_OUT = 5_000  # images
@@ -115,7 +114,7 @@ def run_trial(run: utils.Run, folder: Path = FOLDER) -> str:
     """
     data = hold_out(records.get_data(run.recipe), HELD_OUT)
     checkpoints = ROOT / "checkpoints" / "tuning"
-    with contextlib.redirect_stdout(io.StringIO()):  # trials that run together would mix lines
+    with contextlib.redirect_stdout(Prefixed(run.name)):
         history = utils.fit(run, *utils.assemble(run, data), folder=checkpoints)
     result = describe(run, data, utils.get_device())
     result["data"]["validation_size"] = result["data"].pop("test_size")
@@ -137,7 +136,7 @@ def main() -> None:
     options = parse()
     runs = get_runs([TRIALS[trial] for trial in options.trials], options)
     left = [run for run in runs if not records.is_done(run, FOLDER)]
-    run_all(run_trial, [(run,) for run in left], options.processes, threads=1)
+    run_all(run_trial, {run.name: (run,) for run in left}, options.processes, threads=1)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import contextlib
 import json
 import operator
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -33,10 +34,18 @@ def test_two_seeds_run_at_a_time_each_as_its_own_notebook(repository, tmp_path):
     command += ["--recipes", "smoke", "--seeds", "2", "3", "--processes", "2", "--keep", tmp_path]
     said = subprocess.run(command, capture_output=True, text=True, check=True)
     assert said.stdout.startswith("0 of 2 runs are in results/ already.")
+    assert re.search(
+        r"^smoke-ln-seed\d is done, .* \[1 of 2, about \d+ minutes left\]$", said.stdout, re.M
+    )
+    assert not set("\r\x1b") & set(said.stdout + said.stderr), "no terminal, but control characters"
     trained = []
     for seed in (2, 3):
-        assert f"smoke-ln-seed{seed} is done" in said.stdout + said.stderr
-        notebook = nbformat.read(tmp_path / f"smoke-ln-seed{seed}.ipynb", 4)
+        assert f"smoke-ln-seed{seed} is done" in said.stdout
+        for epoch in (1, 2, 3):  # while it runs
+            assert re.search(rf"^smoke-ln-seed{seed}: +{epoch} +0\.", said.stdout, re.M)
+        (path,) = tmp_path.rglob(f"smoke-ln-seed{seed}.ipynb")
+        assert path.parent.name in ("float32", "bfloat16")
+        notebook = nbformat.read(path, 4)
         text = json.dumps(notebook)
         assert f"| ln | recipe smoke | seed {seed} | " in text
         assert "CPU threads: 1\\n" in text
@@ -47,11 +56,23 @@ def test_two_seeds_run_at_a_time_each_as_its_own_notebook(repository, tmp_path):
 def test_a_job_that_fails_stops_no_other(capsys, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("CIFAR10_ROOT", "data")
+    jobs = {"one": (1, 0), "two": (6, 4)}
     with pytest.raises(SystemExit, match="1 of 2 runs failed; run this again"):
-        replicate.run_all(operator.truediv, [(1, 0), (6, 4)], processes=1, threads=1)
-    said = "".join(capsys.readouterr())
-    assert "1.5" in said
-    assert "division by zero" in said
+        replicate.run_all(operator.truediv, jobs, processes=1, threads=1)
+    said = capsys.readouterr().out
+    assert "1.5 [" in said
+    assert "one failed: division by zero" in said
+
+
+def test_a_process_that_is_killed_stops_no_other_and_is_named(capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("CIFAR10_ROOT", "data")
+    jobs = {"killed": ("import os; os.kill(os.getpid(), 9)",), "other": ("pass",)}
+    with pytest.raises(SystemExit, match="1 of 2 runs failed"):
+        replicate.run_all(exec, jobs, processes=2, threads=1)
+    said = capsys.readouterr().out
+    assert "killed failed: A process" in said
+    assert "None [" in said, "what exec returns"
 
 
 def test_an_interrupt_ends_the_jobs_and_begins_no_other():
@@ -59,7 +80,7 @@ def test_an_interrupt_ends_the_jobs_and_begins_no_other():
     code = (
         "import replicate, signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & ignores it
-        f"replicate.run_all(exec, [({job!r},)] * 3, 1, 1)"
+        f"replicate.run_all(exec, dict.fromkeys('abc', ({job!r},)), 1, 1)"
     )
     options = {"env": os.environ | {"PYTHONPATH": str(ROOT / "experiments")}, "text": True}
     command = [sys.executable, "-c", code]
@@ -76,10 +97,10 @@ def test_an_interrupt_ends_the_jobs_and_begins_no_other():
             os.killpg(parent.pid, signal.SIGKILL)
 
 
-def test_a_run_that_fails_says_which_and_why(repository, monkeypatch):
+def test_a_run_that_fails_says_why(repository, monkeypatch):
     monkeypatch.setattr(replicate, "ROOT", repository)
     run = make_run(name="none")
-    with pytest.raises(RuntimeError, match="none-bn-seed1 failed: ValueError: RECIPE is 'none'"):
+    with pytest.raises(RuntimeError, match="^ValueError: RECIPE is 'none'"):
         replicate.run_notebook(run)
 
 
@@ -92,20 +113,23 @@ def test_a_norm_without_a_notebook_runs_another_s(repository, tmp_path, monkeypa
     monkeypatch.setattr(replicate, "ROOT", repository)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     replicate.run_notebook(make_run("smoke", "none", 3), tmp_path)
-    text = (tmp_path / "smoke-none-seed3.ipynb").read_text(encoding="utf-8")
+    path = tmp_path / "float32" / "smoke-none-seed3.ipynb"
+    text = path.read_text(encoding="utf-8")
+    assert '"execution":' not in text, "times of the cells"
     assert "| none | recipe smoke | seed 3 | float32" in text
     assert "ScaleAndShift-3" in text
     assert "BatchNorm2d-3" not in text
     assert "Total params: 48,448" in text
 
 
-def test_the_precision_is_that_of_the_variable_or_the_machine_s(monkeypatch):
+def test_the_precision_is_that_of_the_variable_or_the_machine_s(monkeypatch, capsys):
     for precision in ("float32", "bfloat16"):
         monkeypatch.setenv("PRECISION", precision)
         assert replicate.parse([]).precision == precision
     monkeypatch.setenv("PRECISION", "float16")
-    with pytest.raises(ValueError, match="'native', 'float32', 'bfloat16'"):
-        replicate.parse([])
+    with pytest.raises(SystemExit):
+        replicate.parse(["--help"])
+    assert "'native', 'float32', 'bfloat16'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -117,6 +141,7 @@ def test_the_precision_is_that_of_the_variable_or_the_machine_s(monkeypatch):
         (["--seeds", "4294967296"], "from 0 to 4294967295"),
         (["--norms", "BN"], "'bn', 'gn', 'ln', 'none'"),
         (["--recipes", "twocycle"], "'onecycle'"),
+        (["--keep", __file__], f"'{__file__}' can't be a folder"),
     ],
 )
 def test_an_option_out_of_its_range_says_what_is_right(options, said, capsys):

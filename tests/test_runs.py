@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -14,15 +15,16 @@ import types
 import zipfile
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
+from nbclient import NotebookClient
 from torch.nn import functional as F
 
 import cifar10
 import runs
 import utils
-from common import CPU, MUON, ROOT, make_dataset, make_run, needs_muon, prepare
-from models import NORMS
+from common import CPU, MUON, OUR_NORMS, ROOT, make_dataset, make_run, needs_muon, prepare
 
 SMALL = {"batch_size": 32, "epochs": 3}  # on 64 images, 3 epochs of 2 steps
 RUN = make_run(dropout=0.1, **SMALL)
@@ -201,6 +203,50 @@ def test_a_notebook_shows_the_lines_over_the_bar_and_keeps_the_lines(monkeypatch
     assert capsys.readouterr() == ("", "")
 
 
+def show_progress(terminal):
+    """Have a kernel show progress, with `terminal` as its standard error; return what it saved."""
+    code = "import runs\nwith runs.Progress('header', total=2) as bar:\n"
+    code += "    bar.update()\n    bar.add_line('a line')\n    bar.refresh()"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    client = NotebookClient(notebook, extra_arguments=["--IPKernelApp.log_level=ERROR"])
+    env = {key: value for key, value in os.environ.items() if key != "PYTEST_CURRENT_TEST"}
+    client.execute(env=env | {"PYTHONPATH": str(ROOT)}, stderr=terminal)
+    return [output["data"]["text/plain"] for output in notebook.cells[0].outputs]
+
+
+def test_a_notebook_s_lines_come_to_where_its_kernel_was_started():
+    with Path("log").open("wb") as log:
+        assert show_progress(log) == ["header\na line"]
+    assert Path("log").read_text(encoding="utf-8") == "header\na line\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_terminal_shows_the_bar_under_the_lines():
+    import pty
+
+    ours, theirs = pty.openpty()
+    assert show_progress(theirs) == ["header\na line"]
+    os.close(theirs)
+    text = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert re.search(r"header\r\n.* 0/2 .*a line\r\n.* 1/2 ", text, re.DOTALL)
+
+
+def test_a_terminal_that_was_closed_ends_no_run(monkeypatch):
+    class Closed(io.StringIO):
+        def isatty(self):
+            return True
+
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    with runs.Progress("header", total=2) as bar:
+        bar.update(2)
+        bar.add_line("a line")
+    assert bar.n == 2
+
+
 # --- Checkpoint
 
 
@@ -252,7 +298,7 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", OUR_NORMS)
 @pytest.mark.parametrize(
     "recipe", ["onecycle", "reference", pytest.param("muon", marks=needs_muon)]
 )
@@ -499,12 +545,16 @@ def test_a_number_that_is_not_finite_is_found_wherever_it_lies(number):
         runs.check_finite(good=1.0, **{"the name": number})
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", OUR_NORMS)
 @pytest.mark.parametrize("steps", [1, 4])
-@pytest.mark.parametrize("changes", [{}, pytest.param(MUON, marks=needs_muon)], ids=["sgd", "muon"])
+@pytest.mark.parametrize(
+    "changes",
+    [{"lr": 0}, pytest.param(MUON | {"affine_lr": 0}, marks=needs_muon)],
+    ids=["sgd", "muon"],
+)
 def test_a_huge_rate_ends_in_an_error_and_is_kept_nowhere(norm, steps, changes):
-    changes = changes | {"lr": 1e30, "affine_lr": 1e30, "warmup": 0.5}
-    run = make_run(norm=norm, epochs=1, batch_size=-(-100 // steps), **changes)
+    changes = {key: 1e30 if key.endswith("lr") else value for key, value in changes.items()}
+    run = make_run(norm=norm, epochs=1, batch_size=-(-100 // steps), warmup=0.5, **changes)
     with pytest.raises(FloatingPointError, match="diverged.*Try a lower learning rate"):
         utils.fit(run, *prepare(run, make_dataset(100)))
     assert not run.get_path("checkpoints", ".pt").exists()
