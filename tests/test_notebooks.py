@@ -86,7 +86,7 @@ def test_the_committed_run_is_the_committed_result(norm):
     recipe, seed = result["recipe"]["name"], result["seed"]
     run = utils.Run(utils.get_recipe(recipe), norm, seed, result["environment"]["precision"])
     assert path == run.get_path(ROOT / "results", ".json")
-    assert recipe == re.search(r'"RECIPE"\) or "(\w+)"', "\n".join(get_code(norm)))[1]
+    assert recipe == re.search(r'"RECIPE", ""\).strip\(\) or "(\w+)"', "\n".join(get_code(norm)))[1]
     history = result["history"]
     for epoch, accuracy in enumerate(history["test_acc"], 1):
         assert re.search(rf"^ +{epoch} .* {accuracy:.2f} +[\d.]+$", text, re.MULTILINE), epoch
@@ -127,10 +127,12 @@ def test_values_set_below_that_cell_are_those_of_the_run(tmp_path):
     assert "NOT CIFAR-10 | gn | recipe smoke | seed 7 | float32" in said
 
 
-def test_an_empty_variable_counts_as_unset(tmp_path):
+@pytest.mark.parametrize("value", ["", " \n"])
+def test_an_empty_variable_counts_as_unset(value, tmp_path):
     cells = read("ln")
     stop = next(i for i, cell in enumerate(cells) if cell.source.startswith("## Block 3"))
-    said = run_cells(cells[:stop], tmp_path, RECIPE="", SEED="", PRECISION="")
+    cells = cells[:stop] + cells[stop - 3 : stop]  # and its last cells may be run again
+    said = run_cells(cells, tmp_path, RECIPE=value, SEED=value, PRECISION=value)
     assert re.search(r"CIFAR-10 \| ln \| recipe \w+ \| seed 1 \| (float32|bfloat16)", said)
 
 
@@ -168,8 +170,10 @@ def test_modules_beside_the_notebook_or_in_another_folder_are_found(modules):
 def test_exactly_what_is_missing_is_named_with_the_folder(gone, modules):
     for name in gone:
         (modules[0] / name).unlink()
+        (modules[0] / name.removesuffix(".py")).mkdir()  # which Python would import, too
     said = plumb(modules[0])
-    assert f"FileNotFoundError: Put {gone} beside this notebook, into {modules[0]}" in said
+    names = ", ".join(gone)
+    assert f"FileNotFoundError: Put {names} beside this notebook, into {modules[0]} (Colab" in said
     assert "All that this notebook needs is here." not in said
 
 
@@ -195,6 +199,7 @@ def test_a_module_imported_earlier_in_the_session_is_named(modules):
 
 
 def test_a_package_that_could_not_be_installed_is_named(modules):
+    (modules[0] / "no_such_package").mkdir()  # a folder is no package
     said = plumb(modules[0], lambda s: s.replace('"tqdm"', '"no_such_package"'), PIP_NO_INDEX="1")
     assert "ModuleNotFoundError: ['no_such_package'] could not be installed" in said
     assert "All that this notebook needs is here." not in said
@@ -202,7 +207,7 @@ def test_a_package_that_could_not_be_installed_is_named(modules):
 
 @notebooks
 def test_the_modules_that_are_asked_for_are_all_that_the_notebook_imports(norm):
-    asked = re.search(r'for name in \(("models.*?)\)', "\n".join(get_code(norm)))[1]
+    asked = re.search(r'names = \(("models.*?)\)', "\n".join(get_code(norm)))[1]
     assert sorted(f"{name}.py" for name in re.findall(r'"(\w+)"', asked)) == sorted(MODULES)
     for name in MODULES:
         code = (ROOT / name).read_text(encoding="utf-8")
