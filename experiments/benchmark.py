@@ -4,16 +4,16 @@
 
 It needs no CIFAR-10: the images are drawn at random, which takes a step as long. Each way of
 training has a process of its own and waits while the others are measured; all take turns, so that
-a slow minute of the machine hits them all. It prints a table in Markdown.
+a slow minute of the machine hits them all. It prints two tables in Markdown, each norm's rows when
+they are measured.
 """
 
 import argparse
 import contextlib
 import os
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -23,6 +23,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision import transforms
+from tqdm import tqdm
 
 import records
 import utils
@@ -31,7 +32,7 @@ from models import Session8Net
 from runs import get_environment
 
 SIZE = 50_000  # images, as many as CIFAR-10 has for training
-RECIPE = utils.get_recipe("onecycle")
+RECIPE, SGD, QUICK, REFERENCE = map(utils.get_recipe, ("muon", "onecycle", "quick", "reference"))
 EPOCH, TEST_EPOCH = (-(-size // RECIPE.batch_size) for size in (SIZE, 10_000))  # steps
 WARMUP = 5  # steps before each measurement; they also use up what workers have prepared
 
@@ -53,7 +54,10 @@ class PILDataset(Dataset):
 
 
 def make_textbook(norm: str, workers: int) -> Run:
-    """Return the loop of the usual notebook: an image at a time, float32, a number every step."""
+    """Return the loop of the usual notebook: an image at a time, float32, a number every step.
+
+    Optimizer and dropout are those of `reference`, the published recipe.
+    """
     device = utils.get_device()
     transform = transforms.Compose(
         [
@@ -69,8 +73,8 @@ def make_textbook(norm: str, workers: int) -> Run:
         num_workers=workers,
         pin_memory=device.type == "cuda",
     )
-    model = Session8Net(norm, dropout=0.05).to(device).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    model = Session8Net(norm, dropout=REFERENCE.dropout).to(device).train()
+    optimizer = utils.get_optimizer(model, REFERENCE)
 
     def endless() -> Iterator:
         while True:
@@ -93,15 +97,15 @@ def make_textbook(norm: str, workers: int) -> Run:
     return run
 
 
-def make_ours(norm: str, evaluate: bool = False) -> Run:
+def make_ours(norm: str, recipe: utils.Recipe = RECIPE, evaluate: bool = False) -> Run:
     """Return the notebooks' own `train`, or `test`, on so many batches of the recipe."""
-    precision, parts = assemble(norm)
+    precision, parts = assemble(norm, recipe)
     model, train_loader, test_loader, *rest = parts
     loader = test_loader if evaluate else train_loader
     tensors = loader.dataset.tensors
 
     def run(steps: int) -> None:
-        part = steps * RECIPE.batch_size
+        part = steps * recipe.batch_size
         loader.dataset = TensorDataset(*(tensor[:part] for tensor in tensors))
         if evaluate:
             utils.test(model, loader, rest[-1], precision)
@@ -129,13 +133,13 @@ def make_floor(norm: str) -> Run:
     return run
 
 
-def assemble(norm: str) -> tuple[str, tuple]:
+def assemble(norm: str, recipe: utils.Recipe = RECIPE) -> tuple[str, tuple]:
     """Return the precision, and what the notebooks train with, on random images."""
     device = utils.get_device()
     images = torch.randint(0, 256, (SIZE, 3, 32, 32), dtype=torch.uint8)
     dataset = TensorDataset(images, torch.arange(SIZE) % 10)
     precision = utils.get_precision(os.environ.get("PRECISION"), device)
-    recipe = replace(RECIPE, epochs=1000)  # never at the end of its schedule
+    recipe = replace(recipe, epochs=1000)  # never at the end of its schedule
     data = Data((), dataset, dataset).to(device)
     return precision, utils.assemble(utils.Run(recipe, norm, 1, precision), data)
 
@@ -144,6 +148,7 @@ KINDS: dict[str, Callable[[str], Run]] = {
     "textbook, 0 workers": lambda norm: make_textbook(norm, 0),
     "textbook, 2 workers": lambda norm: make_textbook(norm, 2),
     "ours": make_ours,
+    "ours, SGD": lambda norm: make_ours(norm, SGD),
     "floor": make_floor,
     "ours, evaluation": lambda norm: make_ours(norm, evaluate=True),
 }
@@ -188,7 +193,8 @@ def measure_norm(norm: str, steps: int, repeats: int) -> dict[str, tuple[list[fl
         for pool in pools.values():
             pool.submit(get_peak).result()  # ready, so that none gets ready while another measures
         times = {kind: [] for kind in KINDS}
-        for _ in range(repeats):
+        # disable=None: on what is no terminal there is no bar
+        for _ in tqdm(range(repeats), desc=f"measuring {norm}", leave=False, disable=None):
             for kind, pool in pools.items():
                 times[kind].append(pool.submit(measure, steps).result())
         peaks = {kind: pool.submit(get_peak).result() for kind, pool in pools.items()}
@@ -208,39 +214,51 @@ def make_rows(norm: str, measured: dict[str, tuple[list[float], float]]) -> list
 
 
 def make_ratios(norm: str, measured: dict[str, tuple[list[float], float]]) -> str:
-    """Return the row of ratios of one norm: of medians, against the faster textbook loop."""
+    """Return the row of ratios of one norm: of medians, against the faster textbook loop.
+
+    The last are minutes of a whole run: the textbook's of REFERENCE without any evaluation, and
+    ours of QUICK with an evaluation after each epoch.
+    """
     step = {kind: statistics.median(times) for kind, (times, _) in measured.items()}
-    textbook = min(step["textbook, 0 workers"], step["textbook, 2 workers"])
-    evaluation = step["ours, evaluation"] * 10_000 / SIZE / step["ours"]
-    return (
-        f"| {norm} | {textbook / step['ours']:.2f} | {step['floor'] / step['ours']:.2f} "
-        f"| {evaluation:.3f} |"
-    )
+    ours, textbook = step["ours"], min(step["textbook, 0 workers"], step["textbook, 2 workers"])
+    evaluation = step["ours, evaluation"]
+    ratios = (textbook / ours, step["floor"] / ours, ours / step["ours, SGD"])
+    usual = REFERENCE.epochs * EPOCH * textbook / 60_000
+    quick = QUICK.epochs * (EPOCH * ours + TEST_EPOCH * evaluation) / 60_000
+    cells = [f"{ratio:.2f}" for ratio in ratios] + [f"{evaluation * 10_000 / SIZE / ours:.3f}"]
+    return f"| {norm} | {' | '.join(cells)} | {usual:.1f} | {quick:.1f} | {usual / quick:.1f} |"
 
 
-def main() -> None:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=20, help="steps a measurement (default 20)")
     parser.add_argument("--repeats", type=int, default=5, help="measurements each (default 5)")
-    arguments = parser.parse_args()
-    if not 1 <= arguments.steps <= EPOCH or arguments.repeats < 1:
+    options = parser.parse_args(arguments)
+    if not 1 <= options.steps <= EPOCH or options.repeats < 1:
         parser.error(f"--steps must be from 1 to {EPOCH}, one epoch, and --repeats at least 1")
-    measured = {}
-    for norm in records.NORMS:
-        print(f"measuring {norm} ...", file=sys.stderr)
-        measured[norm] = measure_norm(norm, arguments.steps, arguments.repeats)
+    return options
+
+
+def main() -> None:
+    options = parse()
     device = utils.get_device()
     precision = utils.get_precision(os.environ.get("PRECISION"), device)
     environment = get_environment(device, precision)
     print(", ".join(f"{key} {value}" for key, value in environment.items()), end="\n\n")
     print("| norm | loop | ms a step: median (range) | images/s | s an epoch | peak GiB |")
-    print("| --- | --- | ---: | ---: | ---: | ---: |")
+    print("| --- | --- | ---: | ---: | ---: | ---: |", flush=True)
+    ratios = []
+    for norm in records.NORMS:
+        measured = measure_norm(norm, options.steps, options.repeats)
+        print("\n".join(make_rows(norm, measured)), flush=True)
+        ratios.append(make_ratios(norm, measured))
     print(
-        "\n".join(row for norm in measured for row in make_rows(norm, measured[norm])), end="\n\n"
+        "\n| norm | textbook / ours | floor / ours | Muon / SGD | evaluation / epoch "
+        f"| textbook, {REFERENCE.epochs} epochs (min) | `quick`, {QUICK.epochs} epochs (min) "
+        "| ratio |\n| --- |" + " ---: |" * 7
     )
-    print("| norm | textbook / ours | floor / ours | evaluation / epoch |")
-    print("| --- | ---: | ---: | ---: |")
-    print("\n".join(make_ratios(norm, measured[norm]) for norm in measured))
+    print("\n".join(ratios))
 
 
 if __name__ == "__main__":
