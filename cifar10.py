@@ -51,18 +51,34 @@ class Data:
         return Data(self.classes, *parts, self.stand_in)
 
 
-def get_root(text: str | Path | None) -> Path:
-    """Return the absolute folder that `text` spells, `./data` where it spells none.
+def get_root(text: str | Path | None, default: str | Path = "data") -> Path:
+    """Return the absolute folder that `text` spells, `default` where it spells none.
 
-    Spaces and quotes around it are dropped, `~` and variables are expanded; the folder
-    cifar-10-batches-py itself and the archive itself stand for the folder that they lie in.
-    Raises ValueError for a variable that is not set.
+    Spaces and quotes around it are dropped, `~` and variables are expanded, but for the name of a
+    folder that is there; the folder cifar-10-batches-py itself, a file in it and the archive itself
+    stand for the folder that they lie in. Raises ValueError for a variable or a user that there is
+    not, and for what is no path of this system.
     """
-    text = os.path.expandvars(str(text or "").strip().strip("'\"").strip())
-    if unset := re.search(r"\$\{?\w+", text):
-        raise ValueError(f"CIFAR10_ROOT is {text!r}, but the variable {unset[0]} is not set")
-    root = Path(text or "data").expanduser().absolute()
+    text = str(text or "").strip().strip("'\"").strip() or str(default)
+    if text.startswith("~") or not Path(text).exists():
+        text = _expand(text)
+    root = Path(text).absolute()
+    if root.parent.name == CIFAR10.base_folder:
+        root = root.parent
     return root.parent if root.name in (CIFAR10.base_folder, CIFAR10.filename) else root
+
+
+def _expand(text: str) -> str:
+    wrong = f"CIFAR10_ROOT is {text!r}, but"
+    text = os.path.expandvars(text)
+    if unset := re.search(r"\$\{?\w+|%\w+%", text):
+        raise ValueError(f"{wrong} the variable {unset[0]} is not set")
+    if re.match(r"\w\w+:/", text) or (os.name != "nt" and re.match(r"\w:[\\/]", text)):
+        raise ValueError(f"{wrong} must be the path of a folder of this system")
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError:
+        raise ValueError(f"{wrong} there is no home folder of that user") from None
 
 
 def load_cifar10(root: str | Path | None = None, bar: Callable[..., tqdm] = tqdm) -> Data:
@@ -74,6 +90,11 @@ def load_cifar10(root: str | Path | None = None, bar: Callable[..., tqdm] = tqdm
     """
     root = get_root(root)
     folder = root / CIFAR10.base_folder
+    if (root / CIFAR10.train_list[0][0]).exists():
+        raise ValueError(
+            f"{root} holds CIFAR-10's files themselves: rename it to {CIFAR10.base_folder}, or put "
+            "them into a folder of that name in it"
+        )
     if not folder.is_dir():
         download_cifar10(root, bar)
     remedy = f"Delete the folder {folder} and run this again: CIFAR-10 is then downloaded anew."

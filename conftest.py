@@ -18,12 +18,12 @@ from cifar10 import get_root  # noqa: E402
 for name, default in (("RECIPE", "smoke"), ("SEED", "1")):  # notebooks inherit all of these
     os.environ[name] = os.environ.get(name, "").strip() or default
 # Absolute: what is meant is relative to this folder, not to the one in which a test runs.
-CIFAR10_ROOT = get_root(os.environ.get("CIFAR10_ROOT", "").strip() or ROOT / "data")
+CIFAR10_ROOT = get_root(os.environ.get("CIFAR10_ROOT"), ROOT / "data")
 os.environ["CIFAR10_ROOT"] = str(CIFAR10_ROOT)
 
 
 def pytest_configure(config):
-    if getattr(config.option, "dist", "no") in ("load", "worksteal"):  # pytest-xdist's
+    if getattr(config.option, "dist", "no") in ("load", "worksteal", "loadgroup"):  # pytest-xdist's
         config.option.dist = "loadfile"  # the cells of a notebook share one kernel
     with contextlib.suppress(ImportError):
         start_kernels_elsewhere(config)

@@ -321,6 +321,7 @@ def main() -> None:
     runs = get_runs([recipes[value] for value in options.values], options)
     left = [run for run in runs if not is_done(options.claim, run)]
     print(f"{len(runs) - len(left)} of {len(runs)} runs are in results/claims/ already.")
+    records.fetch_data(left)
     jobs = {run.name: (options.claim, run) for run in left}
     run_all(run_claim, jobs, options.processes, threads=1)
 

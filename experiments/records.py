@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for the modules of the notebooks: import this one before them
 
 import utils  # noqa: E402
-from cifar10 import Data  # noqa: E402
+from cifar10 import CIFAR, CIFAR10, Data, download_cifar10, get_root  # noqa: E402
+from runs import Progress  # noqa: E402
 
 NAMES = {"bn": "Batch", "gn": "Group", "ln": "Layer", "none": "No"}  # ... normalization
 NORMS = ("bn", "gn", "ln")  # those that are compared; each has a notebook
@@ -21,9 +22,22 @@ Results = Mapping[tuple[str, str, int], dict]  # by recipe, norm and seed
 
 
 def get_data(recipe: utils.Recipe) -> Data:
-    """Return the recipe's data on the device; CIFAR-10's folder is by default the repository's."""
-    root = os.environ.get("CIFAR10_ROOT") or ROOT / "data"
-    return utils.get_data(recipe, root, utils.get_device())
+    """Return the recipe's data on the device."""
+    return utils.get_data(recipe, find_root(), utils.get_device())
+
+
+def find_root() -> Path:
+    """Return CIFAR-10's folder, by default the repository's own."""
+    return get_root(os.environ.get("CIFAR10_ROOT"), ROOT / "data")
+
+
+def fetch_data(runs: Iterable[utils.Run]) -> None:
+    """Download CIFAR-10 if a run needs it and it is not there; else each run would."""
+    if (
+        any(run.recipe.data == CIFAR for run in runs)
+        and not (find_root() / CIFAR10.base_folder).is_dir()
+    ):
+        download_cifar10(find_root(), Progress)
 
 
 def load_result(path: Path) -> dict:

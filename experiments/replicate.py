@@ -25,7 +25,6 @@ from nbclient.exceptions import CellExecutionError
 
 import records
 import utils
-from cifar10 import get_root
 from models import NORMS as ALL
 from records import NAMES, NORMS, ROOT, SEEDS
 
@@ -117,7 +116,7 @@ def run_all(function: Callable, jobs: Mapping[str, tuple], processes: int, threa
     """
     # What the processes inherit; a notebook runs in ROOT, where a relative path leads elsewhere.
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ["CIFAR10_ROOT"] = str(get_root(os.environ.get("CIFAR10_ROOT") or ROOT / "data"))
+    os.environ["CIFAR10_ROOT"] = str(records.find_root())
     failures, start = 0, time.monotonic()
     with ThreadPoolExecutor(processes) as pool:
         try:
@@ -205,6 +204,7 @@ def main() -> None:
     runs = get_runs(list(map(utils.get_recipe, options.recipes)), options)
     left = [run for run in runs if not records.is_done(run, ROOT / "results")]
     print(f"{len(runs) - len(left)} of {len(runs)} runs are in results/ already.")
+    records.fetch_data(left)
     jobs = {run.name: (run, options.keep) for run in left}
     run_all(run_notebook, jobs, options.processes, options.threads)
 

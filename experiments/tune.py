@@ -136,6 +136,7 @@ def main() -> None:
     options = parse()
     runs = get_runs([TRIALS[trial] for trial in options.trials], options)
     left = [run for run in runs if not records.is_done(run, FOLDER)]
+    records.fetch_data(left)
     run_all(run_trial, {run.name: (run,) for run in left}, options.processes, threads=1)
 
 

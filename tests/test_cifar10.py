@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tarfile
@@ -46,6 +47,9 @@ def write_cifar10(root, monkeypatch):
     return folder
 
 
+not_on_windows = pytest.mark.skipif(os.name == "nt", reason="is a path there")
+
+
 @pytest.mark.parametrize(
     ("text", "folder"),
     [
@@ -62,6 +66,7 @@ def write_cifar10(root, monkeypatch):
         ("~/x/cifar-10-batches-py/", "{home}/x"),
         ("cifar-10-batches-py", "{here}"),
         ("{home}/x/cifar-10-python.tar.gz", "{home}/x"),
+        ("{home}/x/cifar-10-batches-py/data_batch_1", "{home}/x"),
         ("", "{here}/data"),
         (" \n", "{here}/data"),
         ("''", "{here}/data"),
@@ -80,6 +85,37 @@ def test_a_data_folder_is_absolute_however_it_is_spelled(text, folder, tmp_path,
 def test_a_data_folder_of_a_variable_that_is_not_set_is_refused(text):
     with pytest.raises(ValueError, match=r"CIFAR10_ROOT is .*\$\{?NO_SUCH_\w+ is not set"):
         cifar10.get_root(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("%NO_SUCH%/x", "the variable %NO_SUCH% is not set"),
+        ("~nosuchuser/x", "there is no home folder of that user"),
+        ("file:///x/y", "must be the path of a folder"),
+        ("https://host/x", "must be the path of a folder"),
+        pytest.param("C:\\x", "must be the path of a folder", marks=not_on_windows),
+        pytest.param("D:/x", "must be the path of a folder", marks=not_on_windows),
+    ],
+)
+def test_what_is_no_path_of_this_system_is_refused(text, said):
+    with pytest.raises(ValueError, match=re.escape(f"CIFAR10_ROOT is {text!r}, but {said}")):
+        cifar10.get_root(text)
+
+
+@pytest.mark.parametrize("name", ["a$b", "%a%", "${c}"])
+def test_a_folder_that_is_there_is_taken_whatever_its_name(name, tmp_path):
+    (tmp_path / name).mkdir()
+    assert cifar10.get_root(name) == tmp_path / name
+
+
+def test_cifar10_in_a_folder_of_another_name_is_not_downloaded_again(tmp_path, monkeypatch):
+    folder = write_cifar10(tmp_path, monkeypatch)
+    monkeypatch.setattr(cifar10, "download_cifar10", None)
+    with pytest.raises(
+        ValueError, match="holds CIFAR-10's files themselves: rename it to cifar-10"
+    ):
+        cifar10.load_cifar10(folder.rename(tmp_path / "mine"))
 
 
 @pytest.mark.parametrize("below", ["", CIFAR10.base_folder])

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 
 import records
-from common import make_run
+from common import ROOT, make_run
 
 
 def write(folder, run, name=None, **changes):
@@ -52,9 +52,30 @@ def test_a_run_whose_result_is_there_is_done(tmp_path):
 
 
 def test_a_result_from_before_a_field_was_added_is_of_its_default(tmp_path):
-    recipe = asdict(make_run().recipe)
+    recipe = asdict(make_run("muon").recipe)
     del recipe["affine_lr"]
-    write(tmp_path, make_run(), recipe=recipe)
-    assert records.is_done(make_run(), tmp_path)
+    write(tmp_path, make_run("muon"), recipe=recipe)
+    assert records.is_done(make_run("muon"), tmp_path)
     with pytest.raises(ValueError, match="other hyperparameters"):
-        records.is_done(make_run(affine_lr=1.0), tmp_path)
+        records.is_done(make_run("muon", affine_lr=1.0), tmp_path)
+
+
+@pytest.mark.parametrize("value", [None, "", " \n"])
+def test_without_a_word_on_it_the_data_are_the_repository_s(value, monkeypatch):
+    monkeypatch.delenv("CIFAR10_ROOT")
+    if value is not None:
+        monkeypatch.setenv("CIFAR10_ROOT", value)
+    assert records.find_root() == ROOT / "data"
+
+
+def test_data_that_several_runs_need_are_fetched_once_and_before(tmp_path, monkeypatch):
+    fetched = []
+    monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path))
+    monkeypatch.setattr(records, "download_cifar10", lambda root, bar: fetched.append(root))
+    records.fetch_data([make_run("smoke"), make_run("smoke", seed=2)])
+    assert fetched == []
+    records.fetch_data([make_run("smoke"), make_run(), make_run(seed=2)])
+    assert fetched == [tmp_path]
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    records.fetch_data([make_run()])
+    assert fetched == [tmp_path]
