@@ -9,6 +9,7 @@ off goes on. The lab book says what each claim is, and what was expected.
 
 import argparse
 import contextlib
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -109,7 +110,10 @@ def get_deviations(model: nn.Module, images: torch.Tensor) -> dict[str, list[flo
 
 
 def measure_shift(run: utils.Run, data: Data) -> dict:
-    """Train by plain SGD; return, for every EVERY-th step, its shift and the loss along it."""
+    """Train by plain SGD; return, for every EVERY-th step, its shift and the loss along it.
+
+    What is not finite there is None: to look ahead where the loss overflows ends no run.
+    """
     model, loader, test_loader, optimizer, scheduler, criterion = assemble(run, data)
     utils.set_seed(run.seed)
     watched = {layer: f"layers.{layer}.conv.weight" for layer in WATCHED}
@@ -122,10 +126,10 @@ def measure_shift(run: utils.Run, data: Data) -> dict:
                 rate = optimizer.param_groups[0]["lr"]
                 weights = dict(model.named_parameters())
                 shift = get_shift(get, weights, rate, watched)
-                row = {"shift": shift, **get_line(get, weights, rate)}
-                check_finite(**{f"loss in step {step + 1}, at rate {rate:g},": row})
-                rows.append({"step": step, **row})
+                row = {"step": step, "shift": shift, **get_line(get, weights, rate)}
+                rows.append(drop_infinite(row))
             loss = criterion(model(images), labels)
+            check_finite(**{f"loss in step {step + 1}, at rate {rate:g},": loss})
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -134,6 +138,15 @@ def measure_shift(run: utils.Run, data: Data) -> dict:
     loss, accuracy = utils.test(model, test_loader, criterion)
     check_finite(**{f"loss after the last step, at rate {rate:g},": loss})
     return {"history": {"test_loss": [loss], "test_acc": [accuracy]}, "rows": rows}
+
+
+def drop_infinite(nest: object) -> object:
+    """Return the mappings, lists and numbers with None for each number that is not finite."""
+    if isinstance(nest, Mapping):
+        return {key: drop_infinite(value) for key, value in nest.items()}
+    if isinstance(nest, list):
+        return list(map(drop_infinite, nest))
+    return nest if math.isfinite(nest) else None
 
 
 Gradient = Callable[[Tensors], tuple[float, Tensors]]  # of weights: the loss and its gradient
@@ -197,11 +210,11 @@ def get_line(get: Gradient, weights: Tensors, rate: float) -> dict:
         loss, there = get({n: weights[n] - distance * rate * gradients[n] for n in weights})
         losses.append(loss)
         changes.append(compare(start, join(there))["change"])
-    quotients = (change / distance for change, distance in zip(changes, DISTANCES, strict=True))
-    return {
-        "loss_range": [min(losses), max(losses)],
-        "change": max(changes),
-        "smoothness": max(quotients),
+    losses, changes, distances = torch.tensor([losses, changes, DISTANCES], dtype=torch.float64)
+    return {  # of tensors, since Python's max can miss a nan
+        "loss_range": [losses.min().item(), losses.max().item()],
+        "change": changes.max().item(),
+        "smoothness": (changes / distances).max().item(),
     }
 
 

@@ -1,6 +1,7 @@
 """What a normalization is said to do: each measurement on a case with a known answer."""
 
 import json
+import math
 import re
 from dataclasses import replace
 
@@ -14,6 +15,11 @@ import utils
 from cifar10 import draw_gratings
 from common import draw_images
 from models import Session8Net
+
+
+def test_what_is_not_finite_is_dropped_and_nothing_else():
+    nest = {"a": [1.5, math.inf], "b": {"c": math.nan, "d": 2}}
+    assert claims.drop_infinite(nest) == {"a": [1.5, None], "b": {"c": None, "d": 2}}
 
 
 def get_product(weights):
@@ -45,7 +51,9 @@ def test_the_change_of_a_gradient_is_its_share_and_its_angle():
 def test_a_run_that_diverges_after_the_last_measurement_is_told_too(small, monkeypatch):
     monkeypatch.setattr(claims, "EVERY", 1000)
     result, _ = small("shift", "bn", lr=1e4)
-    assert "after the last step, at rate 10000, is not finite" in result["diverged"]
+    assert re.search(r"loss in step \d, at rate 10000, is not finite", result["diverged"])
+    result, _ = small("shift", "bn", lr=1e30, batch_size=1000)  # one step
+    assert "loss after the last step, at rate 1e+30, is not finite" in result["diverged"]
 
 
 def test_along_the_gradient_a_parabola_is_a_parabola():
@@ -151,13 +159,23 @@ def test_each_claim_is_measured_from_end_to_end(claim, arm, measured, small):
     assert said.endswith(f"{result['history']['test_acc'][-1]:.2f} %")
 
 
-@pytest.mark.parametrize(("claim", "rate"), [("rates", 1e30), ("shift", 1e30)])
-def test_a_run_that_diverges_is_a_result_that_says_where(claim, rate, small):
-    result, said = small(claim, "bn", lr=rate, warmup=0.0)
+@pytest.mark.parametrize(("claim", "changes"), [("rates", {"warmup": 0.0}), ("shift", {})])
+def test_a_run_that_diverges_is_a_result_that_says_where(claim, changes, small):
+    result, said = small(claim, "bn", lr=1e30, **changes)
     assert "diverged" in result["diverged"]
     assert "step" in result["diverged"]
     assert re.search(r"rate \S*e\+\d\d", result["diverged"])
     assert result["diverged"] in said
+
+
+def test_to_look_ahead_where_the_loss_overflows_ends_no_run(small, monkeypatch):
+    monkeypatch.setattr(claims, "DISTANCES", (1.0, 1e38))
+    result, _ = small("shift", "none")
+    assert "diverged" not in result
+    row = result["rows"][0]
+    assert row["loss_range"][1] is None
+    assert row["smoothness"] is None
+    assert row["shift"]["C10"]["change"] >= 0
 
 
 def test_a_result_of_another_protocol_is_refused_by_name(small, tmp_path, monkeypatch):
@@ -183,6 +201,18 @@ def test_what_is_unknown_is_answered_with_what_is_known(options, said, capsys):
     with pytest.raises(SystemExit):
         claims.parse(options)
     assert said.replace("'", "") in capsys.readouterr().err.replace("'", "")
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_another_precision_is_refused_and_not_ignored(precision, monkeypatch, capsys):
+    monkeypatch.setenv("PRECISION", precision)
+    with pytest.raises(SystemExit):
+        claims.parse(["rates"])
+    assert "claims are measured in float32 alone" in capsys.readouterr().err
+
+
+def test_a_value_is_known_however_it_is_written():
+    assert claims.parse(["rates", "--values", "1.0", "0.10", "3e-2"]).values == ["1", "0.1", "0.03"]
 
 
 def get_runs(*arguments):
