@@ -40,7 +40,7 @@ class Run:
 
     def __post_init__(self):
         if not (isinstance(self.norm, str) and re.fullmatch(r"[a-z0-9]+", self.norm)):
-            raise ValueError(f"norm is {self.norm!r}, but must be a name such as 'bn'")
+            raise ValueError(f"norm is {self.norm!r}, but must be small letters and digits")
         if self.precision not in PRECISIONS:
             known = " or ".join(map(repr, PRECISIONS))
             raise ValueError(f"precision is {self.precision!r}, but must be {known}")

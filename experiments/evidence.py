@@ -24,7 +24,8 @@ from cifar10 import Data
 from models import Session8Net, get_norm
 from records import NAMES, NORMS, ROOT, SEEDS, Results
 
-RECIPES = ("reference", "onecycle")  # those of the pages, in float32
+RECIPES = ("reference", "onecycle", "muon")  # of 20 epochs, those that are compared
+SHOWN = (*RECIPES, "quick")  # all of the pages, in float32
 PARTS = {"train": "train", "test": "test", "gap": "train minus test"}
 PUBLISHED = {"bn": (81.10, 78.86), "gn": (80.30, 77.88), "ln": (79.91, 76.94)}  # train, test (%)
 
@@ -32,15 +33,20 @@ PUBLISHED = {"bn": (81.10, 78.86), "gn": (80.30, 77.88), "ln": (79.91, 76.94)}  
 def make_frame(results: Results) -> pd.DataFrame:
     """Return a row a run: recipe, norm, seed, and final accuracies (%), never the best epoch's.
 
-    `gap` is train minus test, in points. Runs of other seeds than SEEDS are left out.
+    `gap` is train minus test, in points; `clean` is the accuracy on the training images as they
+    are, nan where a run has none, and `clean_gap` that minus test. Runs of other seeds than SEEDS
+    are left out.
     """
     rows = []
     for (recipe, norm, seed), run in results.items():
         if seed in SEEDS:
             last = {k: v[-1] for k, v in run["history"].items() if k.endswith("_acc")}
+            last["clean"] = run.get("clean_train_acc", math.nan)
             rows.append({"recipe": recipe, "norm": norm, "seed": seed} | last)
     frame = pd.DataFrame(rows).rename(columns=lambda name: name.removesuffix("_acc"))
-    return frame.assign(gap=frame.train - frame.test) if "test" in frame else frame
+    if "test" not in frame:
+        return frame
+    return frame.assign(gap=frame.train - frame.test, clean_gap=frame.clean - frame.test)
 
 
 def get_values(frame: pd.DataFrame, part: str, **chosen: str) -> list[float]:
@@ -120,7 +126,7 @@ def make_markdown(frame: pd.DataFrame) -> str:
 def make_table(frame: pd.DataFrame) -> str:
     """Return the final test accuracy, mean and 95 % interval, beside what was published."""
     table = pd.DataFrame({"published": {norm: PUBLISHED[norm][1] for norm in NORMS}})
-    for recipe in RECIPES:
+    for recipe in SHOWN:
         values = [get_values(frame, "test", recipe=recipe, norm=norm) for norm in NORMS]
         table[f"`{recipe}`"] = [f"{sum(v) / len(v):.2f} ± {get_interval(v):.2f}" for v in values]
     return make_markdown(table.rename_axis("normalization"))
@@ -130,8 +136,31 @@ def make_seeds(frame: pd.DataFrame) -> str:
     """Return mean, standard deviation and 95 % interval over the seeds, by recipe and norm."""
     whats = {"mean": "mean", "s.d.": "std", "± 95 %": get_interval}
     columns = {f"{p} {what}": (p, f) for p in ("train", "test") for what, f in whats.items()}
-    groups = frame[frame.recipe.isin(RECIPES)].groupby(["recipe", "norm"])
+    groups = frame[frame.recipe.isin(SHOWN)].groupby(["recipe", "norm"])
     return make_markdown(groups.agg(seeds=("seed", "size"), **columns))
+
+
+def make_gaps(frame: pd.DataFrame) -> str:
+    """Return accuracy on the training images as they are, minus test: mean and 95 % interval.
+
+    It is of the recipes of which all runs have it.
+    """
+    frame = frame[frame.recipe.isin(SHOWN)]
+    frame = frame[frame.clean.notna().groupby(frame.recipe).transform("all")]
+    columns = {"train images as they are": ("clean", "mean"), "minus test": ("clean_gap", "mean")}
+    groups = frame.groupby(["recipe", "norm"])
+    gaps = groups.agg(seeds=("seed", "size"), **columns, **{"± 95 %": ("clean_gap", get_interval)})
+    return make_markdown(gaps)
+
+
+def make_gap_differences(frame: pd.DataFrame) -> str:
+    """Return how the gaps of `muon` differ between norms; bold is what is shown."""
+    muon = frame[frame.recipe == "muon"]
+    pairs = {
+        (f"{one} - {other}",): [muon[muon.norm == norm] for norm in (one, other)]
+        for one, other in combinations(NORMS, 2)
+    }
+    return format_differences(["difference"], pairs, {"clean_gap": "train as it is minus test"})
 
 
 def make_differences(frame: pd.DataFrame) -> str:
@@ -158,22 +187,24 @@ def make_precisions(float32: pd.DataFrame, bfloat16: pd.DataFrame) -> str:
     return format_differences(["float32 - bfloat16"], pairs)
 
 
-def format_differences(names: list[str], pairs: dict[tuple, list[pd.DataFrame]]) -> str:
-    """Return a table of differences in PARTS, each with its interval.
+def format_differences(
+    names: list[str], pairs: dict[tuple, list[pd.DataFrame]], parts: Mapping[str, str] = PARTS
+) -> str:
+    """Return a table of differences in these columns, each with its interval.
 
     In bold are those with p < 0.05 after Holm's correction for all of the table.
     """
     welch = [
-        compare(*(part[p].tolist() for part in pair)) for pair in pairs.values() for p in PARTS
+        compare(*(part[p].tolist() for part in pair)) for pair in pairs.values() for p in parts
     ]
     shown = [p < 0.05 for p in correct([p for *_, p in welch])]
     cells = [
         (f"**{mean:+.2f}**" if bold else f"{mean:+.2f}") + f" ({low:+.2f} to {high:+.2f})"
         for (mean, low, high, _), bold in zip(welch, shown, strict=True)
     ]
-    rows = [cells[i : i + len(PARTS)] for i in range(0, len(cells), len(PARTS))]
+    rows = [cells[i : i + len(parts)] for i in range(0, len(cells), len(parts))]
     index = pd.MultiIndex.from_tuples(pairs, names=names)
-    return make_markdown(pd.DataFrame(rows, index, list(PARTS.values())))
+    return make_markdown(pd.DataFrame(rows, index, list(parts.values())))
 
 
 def make_mcnemar(results: Results, labels: Sequence[int]) -> str:
@@ -229,8 +260,9 @@ def renew_page(page: Path, tables: Mapping[str, str]) -> None:
 
 def draw_accuracy(results: Results) -> Figure:
     """Return test accuracy by epoch: the mean of the seeds, and a band from lowest to highest."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    for axis, recipe in zip(figure.subplots(1, 2, sharey=True), RECIPES, strict=True):
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    axes = figure.subplots(1, len(RECIPES), sharey=True)
+    for axis, recipe in zip(axes, RECIPES, strict=True):
         for norm in NORMS:
             runs = [
                 results[recipe, norm, seed] for seed in SEEDS if (recipe, norm, seed) in results
@@ -289,24 +321,27 @@ def draw_run(result: dict, data: Data, folder: Path) -> dict[str, Figure]:
 def main() -> None:
     folder = ROOT / "results"
     results, bfloat16 = (records.load_results(folder / name) for name in utils.PRECISIONS)
-    frame = make_frame(results)
-    data = records.get_data(utils.get_recipe("onecycle"))
     trials = records.load_results(folder / "tuning" / "bfloat16")
-    renew_page(ROOT / "README.md", {"results": make_table(frame)})
+    frame = make_frame(results)
+    data = records.get_data(utils.get_recipe("muon"))
     tables = {
         "seeds": make_seeds(frame),
         "differences": make_differences(frame),
+        "gaps": make_gaps(frame),
+        "gap-differences": make_gap_differences(frame),
         "precisions": make_precisions(frame, make_frame(bfloat16)),
         "mcnemar": make_mcnemar(results, data.test.tensors[1].tolist()),
         "tuning": make_tuning(make_frame(trials)),
     }
-    renew_page(ROOT / "experiments" / "README.md", tables)
     figures = {
         "accuracy": draw_accuracy(results),
         "normalization": draw_normalization(data),
     }
     for norm in NORMS:  # the notebooks' runs
-        figures |= draw_run(results["onecycle", norm, 1], data, folder / "float32")
+        figures |= draw_run(results["muon", norm, 1], data, folder / "float32")
+    # Nothing is written before all is made.
+    renew_page(ROOT / "README.md", {"results": make_table(frame)})
+    renew_page(ROOT / "experiments" / "README.md", tables)
     for name, figure in figures.items():
         figure.savefig(ROOT / "images" / f"{name}.png", dpi=110)
 

@@ -1,6 +1,8 @@
 """What the tests share: where the notebooks lie, drawn images, and small runs."""
 
+import contextlib
 import dataclasses
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,24 @@ OUR_NORMS = ("bn", "gn", "ln", "none")  # whatever else a user adds
 # Fields of a recipe that trains by Muon, which PyTorch has since 2.9.
 MUON = {"optimizer": "muon", "lr": 0.03, "momentum": 0.95, "weight_decay": 0.05}
 needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has no Muon")
+
+
+def skip_if_changed(*paths):
+    """Skip the test if one of these committed files was changed, as a run of one's own does."""
+    command = [
+        "git",
+        "-C",
+        str(ROOT),
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        *paths,
+    ]
+    with contextlib.suppress(OSError):  # no git
+        changed = subprocess.run(command, capture_output=True, text=True).stdout.split()[1::2]
+        if changed:
+            pytest.skip(f"not as committed: git restore {' '.join(changed)}")
 
 
 def draw_images(n=16, height=32, width=32):

@@ -25,8 +25,9 @@ def make_results(seeds=(1, 2, 3)):
                 "test_acc": [99.0, TEST[norm][seed - 1]],
             },
             "test_predictions": {"bn": "0123", "gn": "0120", "ln": "9993"}[norm],
+            **({"clean_train_acc": 90.0 + seed} if recipe == "muon" else {}),
         }
-        for recipe in evidence.RECIPES
+        for recipe in evidence.SHOWN
         for norm in NORMS
         for seed in seeds
     }
@@ -74,7 +75,7 @@ def test_means_are_over_the_seeds_and_of_the_last_epoch():
     frame = evidence.make_frame(make_results())
     numbers = ["3", "82.00", "1.00", "2.48", "81.00", "1.00", "2.48"]
     assert ["onecycle", "Batch (`bn`)", *numbers] in read_table(evidence.make_seeds(frame))
-    row = ["Batch (`bn`)", "78.86", "81.00 ± 2.48", "81.00 ± 2.48"]
+    row = ["Batch (`bn`)", "78.86", *["81.00 ± 2.48"] * len(evidence.SHOWN)]
     assert row in read_table(evidence.make_table(frame))
 
 
@@ -96,6 +97,22 @@ def test_differences_are_in_bold_only_where_they_are_shown():
     assert bn_gn[3] == f"+1.00 ({1 - half:+.2f} to {1 + half:+.2f})"
     assert bn_ln[3].startswith("**+10.83** (")
     assert {row[4] for row in rows} == {"+0.00 (+0.00 to +0.00)"}, "no p, so not in bold"
+
+
+def test_the_gap_on_training_images_as_they_are_is_of_the_recipes_that_have_it():
+    frame = evidence.make_frame(make_results())  # gaps of bn: 11, 11, 11, and of gn: 12, 11, 13
+    assert read_table(evidence.make_gaps(frame)) == [
+        ["muon", "Batch (`bn`)", "3", "92.00", "11.00", "0.00"],
+        ["muon", "Group (`gn`)", "3", "92.00", "12.00", "2.48"],
+        ["muon", "Layer (`ln`)", "3", "92.00", "21.83", "2.59"],
+    ]
+    differences = read_table(evidence.make_gap_differences(frame))
+    assert [row[0] for row in differences] == ["bn - gn", "bn - ln", "gn - ln"]
+    assert [row[1].strip("*").split(" ")[0].strip("*") for row in differences] == [
+        "-1.00",
+        "-10.83",
+        "-9.83",
+    ]
 
 
 def test_one_seed_has_no_spread():
@@ -136,7 +153,7 @@ def test_the_trials_are_listed_by_their_mean_over_the_norms():
     }
     assert read_table(evidence.make_tuning(evidence.make_frame(results))) == [
         ["`lr-0.2`", "1", "83.00", "83.00", "84.00", "83.33"],
-        ["`start`", "2", "81.00", "81.00", "82.00", "81.33"],
+        ["`start`", "1", "80.00", "81.00", "82.00", "81.00"],  # seed 2 is of bn alone
         ["`crop-1`", "1", "99.00", "–", "–", "–"],
     ]
 
