@@ -21,6 +21,8 @@ from scipy import stats
 import records
 import utils
 from cifar10 import Data
+from compare import draw as draw_comparison
+from compare import predict
 from models import Session8Net, get_norm
 from records import NAMES, NORMS, ROOT, SEEDS, Results
 
@@ -293,22 +295,11 @@ def draw_normalization(data: Data) -> Figure:
     return utils.post_normalization({"before": before, **after}, title)
 
 
-def load_model(result: dict, folder: Path) -> Session8Net:
-    """Return the trained network of a result, from the weights beside its JSON in `folder`."""
-    recipe, norm = result["recipe"], result["norm"]
-    model = Session8Net(norm, dropout=recipe["dropout"])
-    path = folder / f"{recipe['name']}-{norm}-seed{result['seed']}.pt"
-    model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
-    device = utils.get_device()
-    return model.to(device, memory_format=torch.channels_last)
-
-
-def draw_run(result: dict, data: Data, folder: Path) -> dict[str, Figure]:
-    """Return the figures of one run, whose weights lie in `folder`, each under its name."""
+def draw_run(result: dict, prediction: torch.Tensor, data: Data) -> dict[str, Figure]:
+    """Return the figures of one run, each under its name; `prediction` is of the test images."""
     norm, precision = result["norm"], result["environment"]["precision"]
     title = f"{NAMES[norm]} normalization, recipe {result['recipe']['name']}, seed 1, {precision}"
-    loader = utils.get_loader(data.test, utils.get_test_transforms(), 128)
-    prediction, labels = utils.predict(load_model(result, folder), loader, precision)
+    labels = data.test.tensors[1].cpu()
     return {
         f"curves-{norm}": utils.post_accuracyplots(result["history"], title, norm),
         f"misclassified-{norm}": utils.post_misclassified(
@@ -337,8 +328,11 @@ def main() -> None:
         "accuracy": draw_accuracy(results),
         "normalization": draw_normalization(data),
     }
-    for norm in NORMS:  # the notebooks' runs
-        figures |= draw_run(results["muon", norm, 1], data, folder / "float32")
+    quoted = {norm: results["muon", norm, 1] for norm in NORMS}  # the notebooks' runs
+    predictions = {norm: p.cpu() for norm, p in predict(quoted, data.test).items()}
+    figures["comparison"] = draw_comparison(quoted, predictions, data.test, data.classes)
+    for norm in NORMS:
+        figures |= draw_run(quoted[norm], predictions[norm], data)
     # Nothing is written before all is made.
     renew_page(ROOT / "README.md", {"results": make_table(frame)})
     renew_page(ROOT / "experiments" / "README.md", tables)

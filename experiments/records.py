@@ -10,8 +10,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # for the modules of the notebooks: import this one before them
 
+import torch  # noqa: E402
+
 import utils  # noqa: E402
 from cifar10 import CIFAR, CIFAR10, Data, download_cifar10, get_root  # noqa: E402
+from models import Session8Net  # noqa: E402
 from runs import Progress  # noqa: E402
 
 NAMES = {"bn": "Batch", "gn": "Group", "ln": "Layer", "none": "No"}  # ... normalization
@@ -62,6 +65,16 @@ def load_results(folder: Path) -> Results:
     """Return the results in `folder`, each under its (recipe, norm, seed)."""
     results = map(load_result, sorted(folder.glob("*.json")))
     return {(r["recipe"]["name"], r["norm"], r["seed"]): r for r in results}
+
+
+def load_model(result: dict) -> Session8Net:
+    """Return the trained network of a result, from the weights in results/, on the device."""
+    recipe = utils.Recipe(**result["recipe"])
+    run = utils.Run(recipe, result["norm"], result["seed"], result["environment"]["precision"])
+    model = Session8Net(run.norm, dropout=recipe.dropout)
+    path = run.get_path(ROOT / "results", ".pt")
+    model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+    return model.to(utils.get_device(), memory_format=torch.channels_last)
 
 
 def is_done(run: utils.Run, folder: Path) -> bool:

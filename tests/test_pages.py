@@ -342,7 +342,7 @@ def test_the_gaps_on_training_images_as_they_are_are_those_of_the_results():
 def test_the_committed_weights_give_the_accuracies_that_are_said(norm, cifar10_root, evidence):
     result = RESULTS["onecycle", norm, 1]
     data = load_cifar10(cifar10_root)
-    model = evidence.load_model(result, ROOT / "results" / "float32").cpu()
+    model = records.load_model(result).cpu()
     # On another machine a rounding can tip an image that is on the edge.
     environment = get_environment(CPU, "float32")
     here = all(result["environment"][key] == value for key, value in environment.items())
