@@ -38,14 +38,13 @@ def load_runs(recipe: str, seed: int, precision: str) -> dict[str, dict]:
 
 
 def predict(results: Mapping[str, dict], test: TensorDataset) -> dict[str, torch.Tensor]:
-    """Return each network's log-probabilities (N, 10) of the test images."""
+    """Return each network's log-probabilities (N, 10) of the test images, on the CPU."""
     loader = utils.get_loader(test, utils.get_test_transforms(), 128)
-    return {
-        norm: utils.predict(records.load_model(result), loader, result["environment"]["precision"])[
-            0
-        ]
-        for norm, result in results.items()
-    }
+    predictions = {}
+    for norm, result in results.items():
+        precision = result["environment"]["precision"]
+        predictions[norm] = utils.predict(records.load_model(result), loader, precision)[0].cpu()
+    return predictions
 
 
 def find_alone(
@@ -85,7 +84,7 @@ def draw(
 
     A caption has the true class, and what each network took the image for, with its probability.
     """
-    images, labels = (tensor.cpu() for tensor in test.tensors)
+    images, labels = test.tensors
     figure = Figure(figsize=(12, 14), layout="constrained")
     curves, *rows = figure.subfigures(1 + len(results), 1, height_ratios=[4] + [3.3] * len(results))
     draw_curves(curves.subplots(), results)
@@ -134,8 +133,9 @@ def main() -> None:
     precision = utils.get_precision(os.environ.get("PRECISION"), utils.get_device())
     results = load_runs(options.recipe, options.seed, precision)
     data = records.get_data(utils.get_recipe(options.recipe))
-    predictions = {norm: p.cpu() for norm, p in predict(results, data.test).items()}
-    print(make_table(results, predictions, data.test.tensors[1].cpu()))
+    predictions = predict(results, data.test)
+    data = data.to(torch.device("cpu"))
+    print(make_table(results, predictions, data.test.tensors[1]))
     draw(results, predictions, data.test, data.classes).savefig(options.output, dpi=110)
     print(f"Written: {options.output}")
 

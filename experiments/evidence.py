@@ -299,7 +299,7 @@ def draw_run(result: dict, prediction: torch.Tensor, data: Data) -> dict[str, Fi
     """Return the figures of one run, each under its name; `prediction` is of the test images."""
     norm, precision = result["norm"], result["environment"]["precision"]
     title = f"{NAMES[norm]} normalization, recipe {result['recipe']['name']}, seed 1, {precision}"
-    labels = data.test.tensors[1].cpu()
+    labels = data.test.tensors[1]
     return {
         f"curves-{norm}": utils.post_accuracyplots(result["history"], title, norm),
         f"misclassified-{norm}": utils.post_misclassified(
@@ -329,7 +329,8 @@ def main() -> None:
         "normalization": draw_normalization(data),
     }
     quoted = {norm: results["muon", norm, 1] for norm in NORMS}  # the notebooks' runs
-    predictions = {norm: p.cpu() for norm, p in predict(quoted, data.test).items()}
+    predictions = predict(quoted, data.test)
+    data = data.to(torch.device("cpu"))
     figures["comparison"] = draw_comparison(quoted, predictions, data.test, data.classes)
     for norm in NORMS:
         figures |= draw_run(quoted[norm], predictions[norm], data)
