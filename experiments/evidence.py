@@ -26,8 +26,7 @@ from compare import predict
 from models import Session8Net, get_norm
 from records import NAMES, NORMS, ROOT, SEEDS, Results
 
-RECIPES = ("reference", "onecycle", "muon")  # of 20 epochs, those that are compared
-SHOWN = (*RECIPES, "quick")  # all of the pages, in float32
+RECIPES = ("reference", "onecycle", "muon")  # those of the pages, in float32
 PARTS = {"train": "train", "test": "test", "gap": "train minus test"}
 PUBLISHED = {"bn": (81.10, 78.86), "gn": (80.30, 77.88), "ln": (79.91, 76.94)}  # train, test (%)
 
@@ -128,7 +127,7 @@ def make_markdown(frame: pd.DataFrame) -> str:
 def make_table(frame: pd.DataFrame) -> str:
     """Return the final test accuracy, mean and 95 % interval, beside what was published."""
     table = pd.DataFrame({"published": {norm: PUBLISHED[norm][1] for norm in NORMS}})
-    for recipe in SHOWN:
+    for recipe in RECIPES:
         values = [get_values(frame, "test", recipe=recipe, norm=norm) for norm in NORMS]
         table[f"`{recipe}`"] = [f"{sum(v) / len(v):.2f} ± {get_interval(v):.2f}" for v in values]
     return make_markdown(table.rename_axis("normalization"))
@@ -138,7 +137,7 @@ def make_seeds(frame: pd.DataFrame) -> str:
     """Return mean, standard deviation and 95 % interval over the seeds, by recipe and norm."""
     whats = {"mean": "mean", "s.d.": "std", "± 95 %": get_interval}
     columns = {f"{p} {what}": (p, f) for p in ("train", "test") for what, f in whats.items()}
-    groups = frame[frame.recipe.isin(SHOWN)].groupby(["recipe", "norm"])
+    groups = frame[frame.recipe.isin(RECIPES)].groupby(["recipe", "norm"])
     return make_markdown(groups.agg(seeds=("seed", "size"), **columns))
 
 
@@ -147,7 +146,7 @@ def make_gaps(frame: pd.DataFrame) -> str:
 
     It is of the recipes of which all runs have it.
     """
-    frame = frame[frame.recipe.isin(SHOWN)]
+    frame = frame[frame.recipe.isin(RECIPES)]
     frame = frame[frame.clean.notna().groupby(frame.recipe).transform("all")]
     columns = {"train images as they are": ("clean", "mean"), "minus test": ("clean_gap", "mean")}
     groups = frame.groupby(["recipe", "norm"])

@@ -13,6 +13,7 @@ import torch
 
 import benchmark
 import claims
+import compare
 import records
 import replicate
 import tune
@@ -31,7 +32,7 @@ README, LAB = PAGES.values()
 TEXT, LAB_TEXT = (" ".join(page.split()) for page in PAGES.values())  # whatever the line breaks
 COMMANDS = re.findall(r"```sh\n(.*?)\n```", README + LAB, re.DOTALL)
 FINDINGS = " ".join(README.split("\n## Findings\n")[1].split("\n## ")[0].split())
-RECIPES = ("reference", "onecycle")
+RECIPES = ("reference", "onecycle", "muon")
 RESULTS, BFLOAT16 = (
     records.load_results(ROOT / "results" / name) for name in ("float32", "bfloat16")
 )
@@ -46,7 +47,11 @@ ALL = [
 def get_finals(recipe, part, results=RESULTS):
     """Return the final "train" or "test" accuracies of bn, gn and ln over the pages' seeds."""
     return [
-        [results[recipe, norm, seed]["history"][f"{part}_acc"][-1] for seed in SEEDS]
+        [
+            results[recipe, norm, seed]["history"][f"{part}_acc"][-1]
+            for seed in SEEDS
+            if (recipe, norm, seed) in results
+        ]
         for norm in NORMS
     ]
 
@@ -81,6 +86,8 @@ def test_the_tables_are_made_from_the_results(evidence):
     assert evidence.renew(README, {"results": evidence.make_table(frame)}) == README
     assert evidence.renew(LAB, {"seeds": evidence.make_seeds(frame)}) == LAB
     assert evidence.renew(LAB, {"differences": evidence.make_differences(frame)}) == LAB
+    assert evidence.renew(LAB, {"gaps": evidence.make_gaps(frame)}) == LAB
+    assert evidence.renew(LAB, {"gap-differences": evidence.make_gap_differences(frame)}) == LAB
     assert evidence.renew(LAB, {"precisions": evidence.make_precisions(frame, bfloat16)}) == LAB
 
 
@@ -166,14 +173,18 @@ def test_the_findings_on_the_published_recipe_are_what_the_table_says():
     assert all(shown for row in (bn_gn, bn_ln) for _, shown in row[:2])
 
 
-def test_the_finding_on_the_better_recipe_is_what_the_table_says():
+def test_the_finding_on_the_better_recipes_is_what_the_table_says():
     bn_gn, bn_ln, gn_ln = get_differences("differences", "`onecycle`")
     said = (
         "`bn` leads by {:.1f} and {:.1f} points in test accuracy; only the lead over `gn` is shown"
     )
     assert said.format(bn_gn[1][0], bn_ln[1][0]) in FINDINGS
     assert [row[1][1] for row in (bn_gn, bn_ln, gn_ln)] == [True, False, False]
-    assert not any(row[0][1] for row in (bn_gn, bn_ln, gn_ln)), "said of train accuracy"
+    assert "With `muon` no difference in test accuracy is shown." in FINDINGS
+    assert not any(row[1][1] for row in get_differences("differences", "`muon`"))
+    apart = [max(means) - min(means) for means in (get_means(r, "test") for r in RECIPES)]
+    said = "lie {:.1f}, {:.1f} and {:.1f} points apart (`reference`, `onecycle`, `muon`)"
+    assert said.format(*apart) in FINDINGS
 
 
 def test_the_finding_on_group_and_layer_is_what_the_table_says():
@@ -183,19 +194,22 @@ def test_the_finding_on_group_and_layer_is_what_the_table_says():
 
 
 def test_the_finding_on_regularization_is_what_the_table_says():
-    rows = [row for r in RECIPES for row in get_differences("differences", f"`{r}`")[:2]]
+    rows = [row for r in RECIPES[:2] for row in get_differences("differences", f"`{r}`")[:2]]
     means = [-row[2][0] for row in rows]
-    assert f"It does, by {min(means):.1f} to {max(means):.1f} points, but of the four" in FINDINGS
+    assert f"it does, by {min(means):.1f} to {max(means):.1f} points, but of the four" in FINDINGS
     assert [row[2][1] for row in rows] == [False, False, True, False]
+    gaps = [float(row[4]) for row in get_rows(LAB, "gaps")]
+    assert "it lies {:.1f}, {:.1f} and {:.1f} points above (bn".format(*gaps) in FINDINGS
+    assert not any("*" in row[1] for row in get_rows(LAB, "gap-differences"))
 
 
 def test_the_findings_numbers_are_those_of_the_results():
-    reference, ours = (get_means(recipe, "test") for recipe in RECIPES)
+    reference, onecycle, muon = (get_means(recipe, "test") for recipe in RECIPES)
     said = "`onecycle` ends {:.1f}, {:.1f} and {:.1f} points above `reference` (bn, gn, ln)"
-    assert said.format(*subtract(ours, reference)) in FINDINGS
-    apart = [max(means) - min(means) for means in (ours, reference)]
-    assert "lie {:.1f} points apart with `onecycle` and {:.1f} with".format(*apart) in FINDINGS
-    bfloat16 = subtract(ours, get_means("onecycle", "test", BFLOAT16))
+    assert said.format(*subtract(onecycle, reference)) in FINDINGS
+    said = "and `muon` another {:.1f}, {:.1f} and {:.1f} above that"
+    assert said.format(*subtract(muon, onecycle)) in FINDINGS
+    bfloat16 = subtract(onecycle, get_means("onecycle", "test", BFLOAT16))
     assert "is {:+.2f}, {:+.2f} and {:+.2f} points in test".format(*bfloat16) in FINDINGS
     assert not any(shown for row in get_differences("precisions") for _, shown in row)
 
@@ -219,7 +233,7 @@ def test_the_findings_on_the_published_runs_and_the_seeds_are_those_of_the_resul
 
 
 def test_runs_of_one_seed_are_no_more_alike_than_others():
-    tests = [get_finals(recipe, "test") for recipe in RECIPES]
+    tests = [get_finals(recipe, "test") for recipe in RECIPES[:2]]
     tests.append(get_finals("onecycle", "test", BFLOAT16))
     pairs = [pair for norms in tests for pair in combinations(norms, 2)]
     mean = statistics.mean(statistics.correlation(*pair) for pair in pairs)
@@ -233,9 +247,9 @@ def test_the_times_and_threads_are_those_that_the_pages_name():
     runs = {key: run for key, run in RESULTS.items() if key[0] in RECIPES and key[2] in SEEDS}
     two = {key for key, run in runs.items() if run["environment"]["threads"] != 1}
     assert two == {("reference", "bn", 1)}
-    seconds = [sum(run["history"]["seconds"]) for key, run in runs.items() if key[0] == "onecycle"]
+    seconds = [sum(run["history"]["seconds"]) for key, run in runs.items() if key[0] == "muon"]
     minutes = sorted(round(s / 60) for s in seconds)
-    assert f"took {minutes[0]} to {minutes[-1]} minutes each with `onecycle`" in TEXT
+    assert f"took {minutes[0]} to {minutes[-1]} minutes each with `muon`" in TEXT
 
 
 # --- Results
@@ -268,18 +282,18 @@ def test_a_trial_is_whole_and_of_the_recipe_that_it_is_named_for(name):
     assert trial["environment"]["precision"] == "bfloat16", "the lab book says so"
 
 
-def get_trials(muon):
-    """Return the accuracies (bn, gn, ln) of the page's trials with seed 1 on held-out images."""
+def get_trials(start):
+    """Return the accuracies (bn, gn, ln) with seed 1 of the page's trials whose names so begin."""
     names = [row[0].strip("`") for row in get_rows(LAB, "tuning")]
     return {
         name: [TRIALS[name, norm, 1]["history"]["validation_acc"][-1] for norm in NORMS]
         for name in names
-        if name.startswith("muon") == muon
+        if re.match(start, name)
     }
 
 
 def test_onecycle_has_the_best_learning_rate_and_no_later_trial_beats_it_by_the_margin():
-    finals = get_trials(muon=False)
+    finals = get_trials("(?!muon|quick)")
     means = {trial: statistics.mean(values) for trial, values in finals.items()}
     best = max(("start", "lr-0.2", "lr-0.05"), key=means.get)
     onecycle = replace(tune.TRIALS[best], name="onecycle")
@@ -300,11 +314,36 @@ def test_onecycle_has_the_best_learning_rate_and_no_later_trial_beats_it_by_the_
 
 
 def test_what_is_said_of_the_search_with_muon_is_what_the_table_says():
-    means = {t: statistics.mean(values) for t, values in get_trials(muon=True).items()}
-    assert max(means, key=means.get) == "muon"
-    gain = means["muon"] - statistics.mean(get_trials(muon=False)["lr-0.05"])
-    assert f"it raises the mean of `lr-0.05` by {gain:.1f} points" in LAB_TEXT
+    finals = get_trials("muon")
+    means = {trial: statistics.mean(values) for trial, values in finals.items()}
+    ranks = sorted(means, key=means.get, reverse=True)
+    assert ranks[0] == "muon"
+    assert len(ranks) == 6
+    assert f"lie within {means['muon'] - min(means.values()):.1f} points of each other" in LAB_TEXT
+    assert means["muon-lr-0.02"] == pytest.approx(means["muon-affine-lr-0.2"])
+    assert list(tune.TRIALS).index("muon-lr-0.02") < list(tune.TRIALS).index("muon-affine-lr-0.2")
+    gain = means["muon"] - statistics.mean(get_trials("lr")["lr-0.05"])
+    assert f"With seed 1 it raises the mean of `lr-0.05` by {gain:.1f} points" in LAB_TEXT
+    both = {
+        trial: statistics.mean(means[trial] for means in (means, get_means_of_seed(2)))
+        for trial in ("muon", "muon-lr-0.02")
+    }
+    lead = both["muon-lr-0.02"] - both["muon"]
+    assert 0 < lead < tune.MUON_MARGIN
+    assert f"got the second seed, and leads by {lead:.1f} points then" in LAB_TEXT
     assert f"leads by {tune.MUON_MARGIN} points, one standard error" in LAB_TEXT
+    assert replace(tune.MUON, name="muon") == utils.get_recipe("muon")
+    assert replace(tune.QUICK, name="quick") == utils.get_recipe("quick")
+
+
+def get_means_of_seed(seed):
+    trials = {trial for trial, _, s in TRIALS if s == seed}
+    return {
+        trial: statistics.mean(
+            TRIALS[trial, norm, seed]["history"]["validation_acc"][-1] for norm in NORMS
+        )
+        for trial in trials
+    }
 
 
 @pytest.mark.cifar10
@@ -340,7 +379,7 @@ def test_the_gaps_on_training_images_as_they_are_are_those_of_the_results():
 @pytest.mark.cifar10
 @pytest.mark.parametrize("norm", NORMS)
 def test_the_committed_weights_give_the_accuracies_that_are_said(norm, cifar10_root, evidence):
-    result = RESULTS["onecycle", norm, 1]
+    result = RESULTS["muon", norm, 1]
     data = load_cifar10(cifar10_root)
     model = records.load_model(result).cpu()
     # On another machine a rounding can tip an image that is on the edge.
@@ -360,7 +399,8 @@ def test_the_committed_weights_give_the_accuracies_that_are_said(norm, cifar10_r
 def test_the_commands_are_there_and_ci_runs_the_one_for_the_tests():
     setup = "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt && "
     run, test = (command.removeprefix(setup) for command in COMMANDS if command.startswith(setup))
-    assert run.startswith(".venv/bin/jupyter nbconvert --to notebook --execute --inplace ")
+    said = ".venv/bin/jupyter nbconvert --to notebook --execute --output my-run.ipynb "
+    assert run.startswith(said), "a copy: the committed run stays"
     assert ROOT / run.split()[-1] in NOTEBOOKS.values()
     assert test == ".venv/bin/pytest"
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
@@ -369,15 +409,14 @@ def test_the_commands_are_there_and_ci_runs_the_one_for_the_tests():
 
 def test_the_experiments_take_the_options_that_are_shown():
     shown = re.findall(r"\.venv/bin/python experiments/(\w+)\.py(.*)", "\n".join(COMMANDS))
-    parsers = {"replicate": replicate.parse, "tune": tune.parse, "claims": claims.parse}
+    parsers = {m.__name__: m.parse for m in (replicate, tune, claims, compare, benchmark)}
     for name, options in shown:
         assert (ROOT / "experiments" / f"{name}.py").is_file()
         if name in parsers and "$" not in options:
             parsers[name](options.split())  # SystemExit for an unknown one
         elif name not in parsers:
             assert options == ""
-    assert {name for name, _ in shown} == {*parsers, "evidence", "benchmark"}
-    assert benchmark.main
+    assert {name for name, _ in shown} == {*parsers, "evidence"}
 
 
 @pytest.mark.skipif(shutil.which("sh") is None, reason="needs a POSIX shell")
@@ -397,7 +436,7 @@ def test_the_scheduler_gets_all_runs_one_a_job(tmp_path):
     runs = [replicate.parse(job.split("replicate.py ")[1].split()) for job in jobs]
     assert all(len(run.norms) == len(run.recipes) == len(run.seeds) == 1 for run in runs)
     assert "--array=1-5 --wrap " in command
-    assert len({(*run.norms, *run.recipes, *run.seeds) for run in runs}) == 30
+    assert len({(*run.norms, *run.recipes, *run.seeds) for run in runs}) == 45
 
 
 @pytest.mark.parametrize("page", PAGES)
