@@ -784,7 +784,10 @@ def post_normalization(
             axis.imshow(values.numpy(), aspect="auto", interpolation="nearest", **scale)
         column[0].set_title(name)
         evenness = (("columns", means.mean(dim=0)), ("blocks", blocks), ("rows", means.mean(dim=1)))
-        lines = [f"{what} differ by {values.std():.2f}" for what, values in evenness]
+        lines = [
+            f"{what} differ by {values.std() if values.numel() > 1 else 0:.2f}"
+            for what, values in evenness
+        ]
         column[1].set_xlabel("channel\n\naverages of means of\n" + "\n".join(lines))
     for row, name in zip(axes, ("mean", "standard deviation"), strict=True):
         row[0].set_ylabel("image of the batch")

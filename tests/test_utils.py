@@ -1059,6 +1059,12 @@ def test_the_maps_show_what_a_normalization_makes_even(norm):
     assert [axis.get_ylabel() for axis in figure.axes[4:]] == ["mean", "standard deviation"]
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_maps_of_one_image_have_rows_that_differ_by_nothing():
+    figure = utils.post_normalization({"before": torch.rand(1, 16, 5, 5)}, "Maps")
+    assert figure.axes[1].get_xlabel().endswith("rows differ by 0.00")
+
+
 # --- On the real data
 
 
