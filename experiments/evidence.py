@@ -7,6 +7,7 @@ McNemar's test and the misclassified images need CIFAR-10 in the folder CIFAR10_
 ./data).
 """
 
+import argparse
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -309,6 +310,7 @@ def draw_run(result: dict, prediction: torch.Tensor, data: Data) -> dict[str, Fi
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()  # --help alone
     folder = ROOT / "results"
     results, bfloat16 = (records.load_results(folder / name) for name in utils.PRECISIONS)
     trials = records.load_results(folder / "tuning" / "bfloat16")
