@@ -54,15 +54,15 @@ class Data:
 def get_root(text: str | Path | None, default: str | Path = "data") -> Path:
     """Return the absolute folder that `text` spells, `default` where it spells none.
 
-    Spaces and quotes around it are dropped, `~` and variables are expanded, but for the name of a
-    folder that is there; the folder cifar-10-batches-py itself, a file in it and the archive itself
-    stand for the folder that they lie in. Raises ValueError for a variable or a user that there is
-    not, and for what is no path of this system.
+    Spaces and quotes around it are dropped, `~` is expanded, and so are variables unless a folder
+    of that very name is there. The folder cifar-10-batches-py itself, a file in it and the archive
+    itself stand for the folder that they lie in. Raises ValueError for a variable or a user that
+    there is not, and for what is no path of this system.
     """
-    text = str(text or "").strip().strip("'\"").strip() or str(default)
-    if text.startswith("~") or not Path(text).exists():
+    text = str(text or "").strip().strip("'\"").strip()
+    if text.startswith("~") or (text and not os.path.exists(text)):  # Path.exists can raise
         text = _expand(text)
-    root = Path(text).absolute()
+    root = Path(text or default).absolute()
     if root.parent.name == CIFAR10.base_folder:
         root = root.parent
     return root.parent if root.name in (CIFAR10.base_folder, CIFAR10.filename) else root

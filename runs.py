@@ -131,7 +131,8 @@ class Progress(tqdm):
             self.output = display({"text/plain": desc}, raw=True, display_id=True)
             self.stream = _find_terminal()
         terminal = self.stream if self.stream.isatty() else io.StringIO()
-        super().__init__(file=terminal, leave=False, mininterval=0.5, **options)
+        # disable=False: the lines are the record of a run, whatever TQDM_DISABLE says of bars.
+        super().__init__(file=terminal, leave=False, mininterval=0.5, disable=False, **options)
         self.add_line(desc)
 
     def add_line(self, line: str) -> None:

@@ -75,7 +75,10 @@ class Recipe:
             _check_choice(name, value, _CHOICES[name])
         switch, setting = _ONLY_WITH.get(name, ("name", self.name))
         if value != default and getattr(self, switch) != setting:
-            raise ValueError(f"{name} is {value!r}, but has no effect without {switch} {setting!r}")
+            raise ValueError(
+                f"{name} is {value!r}, but has no effect without {switch} {setting!r}: leave it at "
+                f"{default!r}"
+            )
 
 
 def _check_choice(name: str, value: str, known: Iterable[str]) -> None:

@@ -2,8 +2,9 @@
 
     python experiments/compare.py --recipe muon --seed 1
 
-It takes the results and weights that the three notebooks left in results/, and CIFAR-10 from the
-folder CIFAR10_ROOT (default ./data). The table is printed; the figure is written to a file.
+It takes the results and weights that the three notebooks left in results/ in the precision that the
+variable PRECISION names, and CIFAR-10 from the folder CIFAR10_ROOT (default the repository's data).
+The table is printed; the figure is written to a file.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from torch.utils.data import TensorDataset
 
 import records
 import utils
+from cifar10 import CIFAR
 from records import NAMES, NORMS, ROOT
 from replicate import parse_seed
 
@@ -32,7 +34,8 @@ def load_runs(recipe: str, seed: int, precision: str) -> dict[str, dict]:
     if missing := [file for file in files if not file.exists()]:
         raise FileNotFoundError(
             f"There is no {' and no '.join(map(str, missing))}. Run the three notebooks with "
-            f"RECIPE={recipe} SEED={seed} PRECISION={precision}, or choose runs that are there."
+            f"RECIPE={recipe} SEED={seed} PRECISION={precision}, or choose runs that are there by "
+            "--recipe, --seed and the variable PRECISION."
         )
     return dict(zip(NORMS, map(records.load_result, paths), strict=True))
 
@@ -122,7 +125,8 @@ def draw_curves(axis: Axes, results: Mapping[str, dict]) -> None:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--recipe", choices=utils.RECIPES, default="muon")
+    recipes = [name for name, recipe in utils.RECIPES.items() if recipe.data == CIFAR]
+    parser.add_argument("--recipe", choices=recipes, default="muon")
     parser.add_argument("--seed", type=parse_seed, default=1)
     parser.add_argument("--output", type=Path, default=Path("comparison.png"), metavar="FILE")
     return parser.parse_args(arguments)

@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT))  # for the modules of the notebooks: import this o
 import torch  # noqa: E402
 
 import utils  # noqa: E402
-from cifar10 import CIFAR, CIFAR10, Data, download_cifar10, get_root  # noqa: E402
+from cifar10 import CIFAR, Data, get_root, load_cifar10  # noqa: E402
 from models import Session8Net  # noqa: E402
 from runs import Progress  # noqa: E402
 
@@ -35,12 +35,9 @@ def find_root() -> Path:
 
 
 def fetch_data(runs: Iterable[utils.Run]) -> None:
-    """Download CIFAR-10 if a run needs it and it is not there; else each run would."""
-    if (
-        any(run.recipe.data == CIFAR for run in runs)
-        and not (find_root() / CIFAR10.base_folder).is_dir()
-    ):
-        download_cifar10(find_root(), Progress)
+    """Download or check CIFAR-10 if a run needs it; else each run would find out for itself."""
+    if any(run.recipe.data == CIFAR for run in runs):
+        load_cifar10(find_root(), Progress)
 
 
 def load_result(path: Path) -> dict:

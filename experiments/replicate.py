@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import io
 import os
+import signal
 import sys
 import threading
 import time
@@ -62,7 +63,7 @@ def print_lines(prefix: str) -> Iterator[int]:
     def read():
         with open(ours, encoding="utf-8", errors="replace") as lines:
             for line in lines:
-                target.write(line)
+                target.write(line.rstrip("\n") + "\n")  # the last may have none
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
@@ -117,6 +118,7 @@ def run_all(function: Callable, jobs: Mapping[str, tuple], processes: int, threa
     # What the processes inherit; a notebook runs in ROOT, where a relative path leads elsewhere.
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ["CIFAR10_ROOT"] = str(records.find_root())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else its processes would go on
     failures, start = 0, time.monotonic()
     with ThreadPoolExecutor(processes) as pool:
         try:
@@ -124,7 +126,8 @@ def run_all(function: Callable, jobs: Mapping[str, tuple], processes: int, threa
             for done, future in enumerate(as_completed(names), 1):
                 error = future.exception()
                 failures += error is not None
-                said = f"{names[future]} failed: {error}" if error else future.result()
+                what = f"{names[future]} failed: {type(error).__name__}: {error}"
+                said = what if error else future.result()
                 left = (time.monotonic() - start) / done * (len(jobs) - done) / 60
                 print(f"{said} [{done} of {len(jobs)}, about {left:.0f} minutes left]", flush=True)
         except KeyboardInterrupt:

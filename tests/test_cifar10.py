@@ -109,6 +109,14 @@ def test_a_folder_that_is_there_is_taken_whatever_its_name(name, tmp_path):
     assert cifar10.get_root(name) == tmp_path / name
 
 
+def test_the_default_folder_is_taken_whatever_its_name(tmp_path):
+    assert cifar10.get_root(None, tmp_path / "a$b" / "data") == tmp_path / "a$b" / "data"
+
+
+def test_a_name_that_is_too_long_is_left_to_whoever_writes_there(tmp_path):
+    assert cifar10.get_root("x" * 300) == tmp_path / ("x" * 300)
+
+
 def test_cifar10_in_a_folder_of_another_name_is_not_downloaded_again(tmp_path, monkeypatch):
     folder = write_cifar10(tmp_path, monkeypatch)
     monkeypatch.setattr(cifar10, "download_cifar10", None)

@@ -6,7 +6,7 @@ from torch.utils.data import TensorDataset
 
 import compare
 import records
-from common import ROOT, draw_images, make_run
+from common import draw_images, make_run
 
 LABELS = torch.tensor([0, 1, 2, 3, 4])
 PREDICTED = {"bn": [0, 1, 2, 9, 9], "gn": [0, 9, 9, 9, 4], "ln": [0, 9, 9, 3, 4]}  # classes
@@ -61,14 +61,20 @@ def test_a_run_that_is_missing_is_named_with_what_makes_it(monkeypatch, tmp_path
     monkeypatch.setattr(compare, "ROOT", tmp_path)
     for norm in ("bn", "ln"):
         for suffix in (".json", ".pt"):
-            path = make_run("smoke", norm, 7).get_path(tmp_path / "results", suffix)
+            path = make_run("quick", norm, 7).get_path(tmp_path / "results", suffix)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
     with pytest.raises(FileNotFoundError) as error:
-        compare.load_runs("smoke", 7, "float32")
-    assert "smoke-gn-seed7.json and no " in str(error.value)
-    assert "RECIPE=smoke SEED=7 PRECISION=float32" in str(error.value)
+        compare.load_runs("quick", 7, "float32")
+    assert "quick-gn-seed7.json and no " in str(error.value)
+    assert "RECIPE=quick SEED=7 PRECISION=float32" in str(error.value)
     assert "-bn-" not in str(error.value)
+
+
+def test_a_recipe_that_leaves_no_result_is_not_to_be_chosen(capsys):
+    with pytest.raises(SystemExit):
+        compare.parse(["--recipe", "smoke"])
+    assert "quick" in capsys.readouterr().err
 
 
 @pytest.mark.cifar10
@@ -79,4 +85,3 @@ def test_the_committed_weights_give_the_committed_predictions(cifar10_root):
         digits = "".join(map(str, prediction.argmax(dim=1).tolist()))
         same = map(str.__eq__, digits, results[norm]["test_predictions"])
         assert sum(same) > 9_980, "on another machine a rounding can tip an image"
-    assert (ROOT / "images" / "comparison.png").is_file()

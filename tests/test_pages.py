@@ -460,9 +460,9 @@ def test_every_link_and_image_leads_somewhere(page):
 
 def test_every_figure_is_on_a_page():
     command = ["git", "-C", str(ROOT), "ls-files", "images"]  # not those of the user's own
-    listed = subprocess.run(command, capture_output=True, text=True)
-    if listed.returncode:
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("no git repository")
+    listed = subprocess.run(command, capture_output=True, text=True, check=True)
     assert len(listed.stdout.split()) > 10
     for path in listed.stdout.split():
         assert path in README + LAB

@@ -61,7 +61,7 @@ def test_a_job_that_fails_stops_no_other(capsys, monkeypatch):
         replicate.run_all(operator.truediv, jobs, processes=1, threads=1)
     said = capsys.readouterr().out
     assert "1.5 [" in said
-    assert "one failed: division by zero" in said
+    assert "one failed: ZeroDivisionError: division by zero" in said
 
 
 def test_a_process_that_is_killed_stops_no_other_and_is_named(capsys, monkeypatch):
@@ -71,12 +71,14 @@ def test_a_process_that_is_killed_stops_no_other_and_is_named(capsys, monkeypatc
     with pytest.raises(SystemExit, match="1 of 2 runs failed"):
         replicate.run_all(exec, jobs, processes=2, threads=1)
     said = capsys.readouterr().out
-    assert "killed failed: A process" in said
+    assert "killed failed: BrokenProcessPool: A process" in said
     assert "None [" in said, "what exec returns"
 
 
-def test_an_interrupt_ends_the_jobs_and_begins_no_other():
-    job = "import pathlib, time; pathlib.Path('begun').touch(); time.sleep(300)"
+@pytest.mark.parametrize("to", ["all", "the script alone"])
+def test_an_interrupt_ends_the_jobs_and_begins_no_other(to):
+    job = "import os, pathlib, time; pathlib.Path('begun').write_text(str(os.getpid()))"
+    job += "; time.sleep(300)"
     code = (
         "import replicate, signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & ignores it
@@ -90,8 +92,13 @@ def test_an_interrupt_ends_the_jobs_and_begins_no_other():
         while not Path("begun").exists() and time.monotonic() < end:
             time.sleep(0.1)
         assert Path("begun").exists()
-        os.killpg(parent.pid, signal.SIGINT)  # what Ctrl-C does
+        if to == "all":
+            os.killpg(parent.pid, signal.SIGINT)  # what Ctrl-C does
+        else:
+            parent.terminate()
         assert "Interrupted. Run this again" in parent.communicate(timeout=60)[1]
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(Path("begun").read_text()), 0)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(parent.pid, signal.SIGKILL)
