@@ -5,7 +5,7 @@ import ctypes
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -424,7 +424,8 @@ class MuonAndSGD(torch.optim.Optimizer):
         return [group for part in self.parts for group in part.param_groups]
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        loss = None if closure is None else torch.enable_grad()(closure)()
         for kernel, matrix in zip(self.kernels, self.matrices, strict=True):
             if kernel.data_ptr() != matrix.data_ptr():
                 raise RuntimeError(
@@ -434,6 +435,7 @@ class MuonAndSGD(torch.optim.Optimizer):
             matrix.grad = None if kernel.grad is None else _as_matrix(kernel.grad, kernel)
         for part in self.parts:
             part.step()
+        return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
@@ -469,7 +471,7 @@ def get_scheduler(
     if recipe.scheduler == "step":
         size = recipe.step_epochs * steps_per_epoch
         return torch.optim.lr_scheduler.StepLR(optimizer, size, recipe.step_factor)
-    steps = recipe.epochs * steps_per_epoch
+    steps = max(2, recipe.epochs * steps_per_epoch)  # the last is at a rate of almost 0
     # A rise or a fall of one step has no slope, and OneCycleLR divides by 0 there.
     warmup = min(recipe.warmup, 1 - 1 / steps)
     return torch.optim.lr_scheduler.OneCycleLR(

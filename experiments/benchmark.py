@@ -10,8 +10,10 @@ they are measured.
 
 import argparse
 import contextlib
+import math
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -173,12 +175,18 @@ def measure(steps: int) -> float:
 
 
 def get_peak() -> float:
-    """Return this process's peak memory in GiB, on CUDA the GPU's, without a loader's workers."""
+    """Return this process's peak memory in GiB, on CUDA the GPU's, without a loader's workers.
+
+    It is nan where it can't be known.
+    """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    import resource  # here, since Windows has none, and tests import this file there, too
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return math.nan
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def measure_norm(norm: str, steps: int, repeats: int) -> dict[str, tuple[list[float], float]]:

@@ -9,6 +9,7 @@ off goes on. The lab book says what each claim is, and what was expected.
 
 import argparse
 import contextlib
+import functools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,7 @@ import records
 import utils
 from cifar10 import Data
 from records import ROOT
-from replicate import Prefixed, get_runs, parse_count, parse_seed, run_all
+from replicate import Prefixed, get_runs, parse_count, parse_seed, run_left
 from runs import check_finite, describe, make_json, write_whole
 
 FOLDER = ROOT / "results" / "claims"
@@ -302,13 +303,16 @@ def is_done(claim: str, run: utils.Run, folder: Path = FOLDER) -> bool:
 
 def parse_value(text: str) -> str:
     """Return the number as a claim's name has it: 1.0 and 1 are the same."""
-    return f"{float(text):g}"
+    try:
+        return f"{float(text):g}"
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"it is {text!r}, but must be a number") from None
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.set_defaults(precision="float32")
+    parser.set_defaults(precision="float32", threads=1)
     parser.add_argument("claim", choices=CLAIMS)
     parser.add_argument("--arms", dest="norms", nargs="+", metavar="ARM", help="default: all")
     parser.add_argument(
@@ -332,11 +336,8 @@ def main() -> None:
     options = parse()
     recipes = CLAIMS[options.claim].recipes
     runs = get_runs([recipes[value] for value in options.values], options)
-    left = [run for run in runs if not is_done(options.claim, run)]
-    print(f"{len(runs) - len(left)} of {len(runs)} runs are in results/claims/ already.")
-    records.fetch_data(left)
-    jobs = {run.name: (options.claim, run) for run in left}
-    run_all(run_claim, jobs, options.processes, threads=1)
+    run, done = (functools.partial(function, options.claim) for function in (run_claim, is_done))
+    run_left(run, runs, FOLDER, options, done)
 
 
 if __name__ == "__main__":

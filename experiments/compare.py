@@ -122,13 +122,23 @@ def draw_curves(axis: Axes, results: Mapping[str, dict]) -> None:
     axis.legend(loc="lower right")
 
 
+def parse_figure(text: str) -> Path:
+    """Return the path of a figure that can be written there: known before anything is computed."""
+    path, known = Path(text).expanduser(), Figure().canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in known:
+        raise argparse.ArgumentTypeError(f"{text!r} must end in one of {', '.join(sorted(known))}")
+    if not path.absolute().parent.is_dir() or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} must be a file in a folder that is there")
+    return path
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     recipes = [name for name, recipe in utils.RECIPES.items() if recipe.data == CIFAR]
     parser.add_argument("--recipe", choices=recipes, default="muon")
     parser.add_argument("--seed", type=parse_seed, default=1)
-    parser.add_argument("--output", type=Path, default=Path("comparison.png"), metavar="FILE")
+    parser.add_argument("--output", type=parse_figure, default="comparison.png", metavar="FILE")
     return parser.parse_args(arguments)
 
 

@@ -9,6 +9,7 @@ give the same command again.
 
 import argparse
 import contextlib
+import functools
 import io
 import os
 import signal
@@ -139,6 +140,22 @@ def run_all(function: Callable, jobs: Mapping[str, tuple], processes: int, threa
         sys.exit(f"{failures} of {len(jobs)} runs failed; run this again to go on with them.")
 
 
+def run_left(
+    function: Callable[[utils.Run], str],
+    runs: Sequence[utils.Run],
+    folder: Path,
+    options: argparse.Namespace,
+    is_done: Callable[[utils.Run, Path], bool] = records.is_done,
+) -> None:
+    """Say how many of `runs` have a result in `folder`, and `run_all` the others."""
+    left = [run for run in runs if not is_done(run, folder)]
+    where = folder.relative_to(ROOT).as_posix()
+    print(f"{len(runs) - len(left)} of {len(runs)} runs are in {where}/ already.", flush=True)
+    records.fetch_data(left)
+    jobs = {run.name: (run,) for run in left}
+    run_all(function, jobs, options.processes, options.threads)
+
+
 def parse_seed(text: str) -> int:
     try:
         return utils.get_seed(text)
@@ -205,11 +222,8 @@ def get_runs(recipes: Sequence[utils.Recipe], options: argparse.Namespace) -> li
 def main() -> None:
     options = parse()
     runs = get_runs(list(map(utils.get_recipe, options.recipes)), options)
-    left = [run for run in runs if not records.is_done(run, ROOT / "results")]
-    print(f"{len(runs) - len(left)} of {len(runs)} runs are in results/ already.")
-    records.fetch_data(left)
-    jobs = {run.name: (run, options.keep) for run in left}
-    run_all(run_notebook, jobs, options.processes, options.threads)
+    function = functools.partial(run_notebook, keep=options.keep)
+    run_left(function, runs, ROOT / "results", options)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import records
 import utils
 from cifar10 import Data
 from records import ROOT
-from replicate import Prefixed, add_options, get_runs, run_all
+from replicate import Prefixed, add_options, get_runs, run_left
 from runs import describe, make_json, write_whole
 
 HELD_OUT = 5_000  # images
@@ -127,6 +127,7 @@ def run_trial(run: utils.Run, folder: Path = FOLDER) -> str:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.set_defaults(threads=1)
     add_options(parser, seeds=[1])
     parser.add_argument("--trials", nargs="+", choices=TRIALS, required=True)
     return parser.parse_args(arguments)
@@ -135,9 +136,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = parse()
     runs = get_runs([TRIALS[trial] for trial in options.trials], options)
-    left = [run for run in runs if not records.is_done(run, FOLDER)]
-    records.fetch_data(left)
-    run_all(run_trial, {run.name: (run,) for run in left}, options.processes, threads=1)
+    run_left(run_trial, runs, FOLDER, options)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""What the tests share: where the notebooks lie, drawn images, and small runs."""
+"""What the tests share: notebooks and pages, drawn images, and small runs."""
 
 import contextlib
 import dataclasses
+import re
 import subprocess
 from pathlib import Path
 
@@ -17,6 +18,11 @@ CPU = torch.device("cpu")
 NOTEBOOKS = {
     norm: ROOT / f"ERA_Session8_{name}Normalization.ipynb"
     for norm, name in (("bn", "Batch"), ("gn", "Group"), ("ln", "Layer"))
+}
+
+PAGES = {
+    page: (ROOT / page).read_text(encoding="utf-8")
+    for page in ("README.md", "experiments/README.md")
 }
 
 OUR_NORMS = ("bn", "gn", "ln", "none")  # whatever else a user adds
@@ -42,6 +48,15 @@ def skip_if_changed(*paths):
         changed = subprocess.run(command, capture_output=True, text=True).stdout.split()[1::2]
         if changed:
             pytest.skip(f"not as committed: git restore {' '.join(changed)}")
+
+
+def get_rows(page, marker):
+    """Return the cells of each row of a page's table."""
+    table = re.search(rf"<!-- {marker} -->(.*?)<!-- /{marker} -->", page, re.DOTALL)[1]
+    rows = [
+        [cell.strip() for cell in row.strip("|").split("|")] for row in table.split("\n") if row
+    ]
+    return rows[2:]
 
 
 def draw_images(n=16, height=32, width=32):

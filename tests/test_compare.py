@@ -1,5 +1,7 @@
 """Three normalizations side by side: what one has right alone, and what is missing."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils.data import TensorDataset
@@ -75,6 +77,14 @@ def test_a_recipe_that_leaves_no_result_is_not_to_be_chosen(capsys):
     with pytest.raises(SystemExit):
         compare.parse(["--recipe", "smoke"])
     assert "quick" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["figure.txt", "nowhere/figure.png", "", "folder.png"])
+def test_a_figure_that_can_t_be_written_is_refused_before_anything_is_computed(place, capsys):
+    Path("folder.png").mkdir()
+    with pytest.raises(SystemExit):
+        compare.parse(["--output", place])
+    assert f"argument --output: {place!r} must" in capsys.readouterr().err
 
 
 @pytest.mark.cifar10

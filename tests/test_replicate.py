@@ -1,5 +1,6 @@
 """Runs of the notebooks: each is the run that was asked for, and a failure stops no other."""
 
+import argparse
 import contextlib
 import json
 import operator
@@ -51,6 +52,18 @@ def test_two_seeds_run_at_a_time_each_as_its_own_notebook(repository, tmp_path):
         assert "CPU threads: 1\\n" in text
         trained += [cell for cell in notebook.cells if "utils.fit(" in cell.source]
     assert trained[0].outputs != trained[1].outputs, "the seed changed nothing"
+
+
+def test_what_is_done_is_said_also_where_nothing_is_left(monkeypatch, capsys):
+    folder = ROOT / "results" / "tuning"
+    options = argparse.Namespace(processes=1, threads=1)
+    runs = [make_run("smoke", norm) for norm in ("bn", "gn")]
+    monkeypatch.setattr(replicate, "run_all", lambda _, jobs, *__: print(*jobs))
+    replicate.run_left(print, runs, folder, options, is_done=lambda run, _: run.norm == "bn")
+    assert capsys.readouterr().out.splitlines() == [
+        "1 of 2 runs are in results/tuning/ already.",
+        "smoke-gn-seed1",
+    ]
 
 
 def test_a_job_that_fails_stops_no_other(capsys, monkeypatch):

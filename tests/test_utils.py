@@ -424,6 +424,10 @@ def test_onecycle_rises_to_its_peak_and_falls_to_almost_nothing():
     assert rates[782] == pytest.approx(peak * (0.1 + 0.9 * 782 / 1563), rel=1e-3)  # half way up
 
 
+def test_a_run_of_one_step_takes_it_at_a_rate_that_trains():
+    assert get_rates(Recipe("x", epochs=1), 1) == pytest.approx([0.025], rel=1e-3)
+
+
 def test_without_warm_up_the_rate_falls_from_its_peak():
     rates = get_rates(Recipe("x", epochs=4, warmup=0.0), 5)
     assert max(rates) == rates[0] == pytest.approx(0.05, rel=0.06)
@@ -793,6 +797,22 @@ def test_muon_trains_on_the_gradient_of_the_last_batch_alone():
     before = [parameter.clone() for parameter in model.parameters()]
     optimizer.step()  # without a gradient
     assert all(map(torch.equal, before, model.parameters()))
+
+
+@needs_muon
+def test_muon_calls_a_closure_with_gradients_on_and_returns_its_loss():
+    model, optimizer = make_muon()
+    before = [parameter.clone() for parameter in model.parameters()]
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(torch.ones(2, 3, 32, 32))[:, 3].sum()
+        loss.backward()
+        return loss
+
+    expected = model(torch.ones(2, 3, 32, 32))[:, 3].sum().item()
+    assert optimizer.step(closure).item() == pytest.approx(expected)
+    assert not all(map(torch.equal, before, model.parameters()))
 
 
 @needs_muon

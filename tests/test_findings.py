@@ -1,0 +1,339 @@
+"""What the pages say of the results is what the results say: tables, findings, searches."""
+
+import re
+import statistics
+from dataclasses import replace
+from itertools import combinations
+
+import pytest
+import torch
+
+import records
+import tune
+import utils
+from cifar10 import load_cifar10
+from common import CPU, PAGES, ROOT, get_rows, skip_if_changed
+from records import NORMS, SEEDS
+from runs import get_environment
+
+README, LAB = PAGES.values()
+TEXT, LAB_TEXT = (" ".join(page.split()) for page in PAGES.values())  # whatever the line breaks
+FINDINGS = " ".join(README.split("\n## Findings\n")[1].split("\n## ")[0].split())
+RECIPES = ("reference", "onecycle", "muon")
+RESULTS, BFLOAT16 = (
+    records.load_results(ROOT / "results" / name) for name in ("float32", "bfloat16")
+)
+# As many seeds of a trial as the page says; others are the user's own.
+SEEDS_OF_TRIALS = {row[0].strip("`"): int(row[1]) for row in get_rows(LAB, "tuning")}
+TRIALS = {
+    (trial, norm, seed): result
+    for (trial, norm, seed), result in records.load_results(tune.FOLDER / "bfloat16").items()
+    if seed <= SEEDS_OF_TRIALS.get(trial, 0)
+}
+ALL = [
+    (precision, *key)
+    for precision, runs in (("float32", RESULTS), ("bfloat16", BFLOAT16))
+    for key in runs
+]
+
+
+def get_finals(recipe, part, results=RESULTS):
+    """Return the final "train" or "test" accuracies of bn, gn and ln over the pages' seeds."""
+    return [
+        [
+            results[recipe, norm, seed]["history"][f"{part}_acc"][-1]
+            for seed in SEEDS
+            if (recipe, norm, seed) in results
+        ]
+        for norm in NORMS
+    ]
+
+
+def get_means(recipe, part, results=RESULTS):
+    return list(map(statistics.mean, get_finals(recipe, part, results)))
+
+
+def subtract(ones, others):
+    return [one - other for one, other in zip(ones, others, strict=True)]
+
+
+@pytest.fixture(autouse=True)
+def committed():
+    skip_if_changed("results")
+
+
+# --- Tables
+
+
+@pytest.fixture
+def evidence():
+    for package in ("pandas", "scipy", "tabulate"):
+        pytest.importorskip(package, reason="needs experiments/requirements.txt")
+    import evidence
+
+    return evidence
+
+
+def test_the_tables_are_made_from_the_results(evidence):
+    frame, bfloat16 = map(evidence.make_frame, (RESULTS, BFLOAT16))
+    assert evidence.renew(README, {"results": evidence.make_table(frame)}) == README
+    assert evidence.renew(LAB, {"seeds": evidence.make_seeds(frame)}) == LAB
+    assert evidence.renew(LAB, {"differences": evidence.make_differences(frame)}) == LAB
+    assert evidence.renew(LAB, {"gaps": evidence.make_gaps(frame)}) == LAB
+    assert evidence.renew(LAB, {"gap-differences": evidence.make_gap_differences(frame)}) == LAB
+    assert evidence.renew(LAB, {"precisions": evidence.make_precisions(frame, bfloat16)}) == LAB
+
+
+def test_the_table_of_trials_is_made_from_the_results(evidence):
+    assert len(SEEDS_OF_TRIALS) >= 17
+    assert evidence.renew(LAB, {"tuning": evidence.make_tuning(evidence.make_frame(TRIALS))}) == LAB
+
+
+@pytest.mark.cifar10
+def test_mcnemars_table_is_made_from_the_results(cifar10_root, evidence):
+    labels = load_cifar10(cifar10_root).test.tensors[1].tolist()
+    assert evidence.renew(LAB, {"mcnemar": evidence.make_mcnemar(RESULTS, labels)}) == LAB
+
+
+# --- Findings
+
+
+def get_differences(marker, *first):
+    """Return the rows that begin with these cells, as three pairs each: mean, and if shown."""
+    rows = [row for row in get_rows(LAB, marker) if row[: len(first)] == list(first)]
+    cells = [row[-3:] for row in rows]
+    return [
+        [(float(cell.strip("*").split("*")[0].split(" ")[0]), "*" in cell) for cell in row]
+        for row in cells
+    ]
+
+
+def test_the_findings_on_the_published_recipe_are_what_the_table_says():
+    bn_gn, bn_ln, _ = get_differences("differences", "`reference`")
+    said = "`bn` leads by {:.1f} and {:.1f} points in test accuracy (before `gn` and `ln`) and by"
+    assert said.format(bn_gn[1][0], bn_ln[1][0]) in FINDINGS
+    assert f"by {bn_gn[0][0]:.1f} and {bn_ln[0][0]:.1f} in train accuracy; all four" in FINDINGS
+    assert all(shown for row in (bn_gn, bn_ln) for _, shown in row[:2])
+
+
+def test_the_finding_on_the_better_recipes_is_what_the_table_says():
+    bn_gn, bn_ln, gn_ln = get_differences("differences", "`onecycle`")
+    said = (
+        "`bn` leads by {:.1f} and {:.1f} points in test accuracy; only the lead over `gn` is shown"
+    )
+    assert said.format(bn_gn[1][0], bn_ln[1][0]) in FINDINGS
+    assert [row[1][1] for row in (bn_gn, bn_ln, gn_ln)] == [True, False, False]
+    muon = get_differences("differences", "`muon`")
+    assert "With `muon` no difference in test accuracy is shown; in train" in FINDINGS
+    assert not any(row[1][1] for row in muon)
+    assert f"`bn` ends {-muon[1][0][0]:.1f} points below `ln`, which is." in FINDINGS
+    assert [row[0][1] for row in muon] == [False, True, False]
+    apart = [max(means) - min(means) for means in (get_means(r, "test") for r in RECIPES)]
+    said = "lie {:.1f}, {:.1f} and {:.1f} points apart (`reference`, `onecycle`, `muon`)"
+    assert said.format(*apart) in FINDINGS
+
+
+def test_the_finding_on_group_and_layer_is_what_the_table_says():
+    rows = [get_differences("differences", f"`{recipe}`", "gn - ln")[0] for recipe in RECIPES]
+    assert not any(shown for row in rows for _, shown in row[:2])
+    assert "is not shown to be better than layer normalization" in FINDINGS
+
+
+def test_the_finding_on_regularization_is_what_the_table_says():
+    rows = [row for r in RECIPES[:2] for row in get_differences("differences", f"`{r}`")[:2]]
+    means = [-row[2][0] for row in rows]
+    assert f"it does, by {min(means):.1f} to {max(means):.1f} points, but of the four" in FINDINGS
+    assert [row[2][1] for row in rows] == [False, False, True, False]
+    gaps = [float(row[4]) for row in get_rows(LAB, "gaps")]
+    assert "it lies {:.1f}, {:.1f} and {:.1f} points above (bn".format(*gaps) in FINDINGS
+    assert not any("*" in row[1] for row in get_rows(LAB, "gap-differences"))
+
+
+def test_the_findings_numbers_are_those_of_the_results():
+    reference, onecycle, muon = (get_means(recipe, "test") for recipe in RECIPES)
+    said = "`onecycle` ends {:.1f}, {:.1f} and {:.1f} points above `reference` (bn, gn, ln)"
+    assert said.format(*subtract(onecycle, reference)) in FINDINGS
+    said = "and `muon` another {:.1f}, {:.1f} and {:.1f} above that"
+    assert said.format(*subtract(muon, onecycle)) in FINDINGS
+    bfloat16 = subtract(onecycle, get_means("onecycle", "test", BFLOAT16))
+    assert "is {:+.2f}, {:+.2f} and {:+.2f} points in test".format(*bfloat16) in FINDINGS
+    assert not any(shown for row in get_differences("precisions") for _, shown in row)
+
+
+def test_the_findings_on_the_published_runs_and_the_seeds_are_those_of_the_results(evidence):
+    tests = get_finals("reference", "test")
+    published = [test for _, test in evidence.PUBLISHED.values()]
+    spreads = [max(values) - min(values) for values in tests]
+    assert "spread over {:.1f}, {:.1f} and {:.1f} points".format(*spreads) in FINDINGS
+    steps = (published[0] - published[1], published[1] - published[2])
+    assert "lie {:.1f} (bn to gn) and {:.1f} (gn to ln)".format(*steps) in FINDINGS
+    assert all(spread > max(steps) for spread in spreads[1:])
+    off = subtract(get_means("reference", "test"), published)
+    said = "ends {:+.1f}, {:+.1f} and {:+.1f} points (bn, gn, ln) from them".format(*off)
+    assert f"{said} in the mean of five seeds each" in FINDINGS
+    assert [max(a) < b for a, b in zip(tests, published, strict=True)] == [False, True, False]
+    one_more = [evidence.get_interval(a) * (len(a) + 1) ** 0.5 for a in tests]  # of a single run
+    assert all(abs(d) < half for d, half in zip(off, one_more, strict=True))
+    said = "one more run would lie within {:.1f}, {:.1f} and {:.1f} points of that mean"
+    assert said.format(*one_more) in FINDINGS
+
+
+def test_runs_of_one_seed_are_no_more_alike_than_others():
+    tests = [get_finals(recipe, "test") for recipe in RECIPES[:2]]
+    tests.append(get_finals("onecycle", "test", BFLOAT16))
+    pairs = [pair for norms in tests for pair in combinations(norms, 2)]
+    mean = statistics.mean(statistics.correlation(*pair) for pair in pairs)
+    assert len(pairs) == 9
+    assert (
+        f"correlation of their test accuracies is {abs(mean):.1f} in the mean of nine" in LAB_TEXT
+    )
+
+
+def test_the_times_and_threads_are_those_that_the_pages_name():
+    runs = {key: run for key, run in RESULTS.items() if key[0] in RECIPES and key[2] in SEEDS}
+    two = {key for key, run in runs.items() if run["environment"]["threads"] != 1}
+    assert two == {("reference", "bn", 1)}
+    seconds = [sum(run["history"]["seconds"]) for key, run in runs.items() if key[0] == "muon"]
+    minutes = sorted(round(s / 60) for s in seconds)
+    assert f"took {minutes[0]} to {minutes[-1]} minutes each with `muon`" in TEXT
+
+
+# --- Results
+
+
+@pytest.mark.parametrize("name", ALL, ids=lambda name: "-".join(map(str, name)))
+def test_a_result_is_whole_and_agrees_with_itself(name):
+    precision, *key = name
+    result = (RESULTS if precision == "float32" else BFLOAT16)[tuple(key)]
+    recipe, history = utils.Recipe(**result["recipe"]), result["history"]
+    if recipe.name in utils.RECIPES:
+        assert recipe == utils.get_recipe(recipe.name)
+    assert result["parameters"] == 48_448
+    assert result["data"] == {"name": "CIFAR-10", "train_size": 50_000, "test_size": 10_000}
+    assert set(history) == {"lr", "train_loss", "train_acc", "test_loss", "test_acc", "seconds"}
+    assert {len(values) for values in history.values()} == {recipe.epochs}
+    assert re.fullmatch(r"\d{10000}", result["test_predictions"])
+    assert result["environment"]["precision"] == precision
+
+
+@pytest.mark.parametrize("name", TRIALS, ids=lambda name: "-".join(map(str, name)))
+def test_a_trial_is_whole_and_of_the_recipe_that_it_is_named_for(name):
+    trial = TRIALS[name]
+    recipe = utils.Recipe(**trial["recipe"])
+    assert recipe == tune.TRIALS.get(name[0], recipe)
+    sizes = {"train_size": 45_000, "validation_size": 5_000}
+    assert trial["data"] == {"name": "CIFAR-10", **sizes}
+    assert {len(values) for values in trial["history"].values()} == {recipe.epochs}
+    assert not any("test" in key for key in (*trial, *trial["history"]))
+    assert trial["environment"]["precision"] == "bfloat16", "the lab book says so"
+
+
+def get_trials(start):
+    """Return the accuracies (bn, gn, ln) with seed 1 of the page's trials whose names so begin."""
+    names = [row[0].strip("`") for row in get_rows(LAB, "tuning")]
+    return {
+        name: [TRIALS[name, norm, 1]["history"]["validation_acc"][-1] for norm in NORMS]
+        for name in names
+        if re.match(start, name)
+    }
+
+
+def test_onecycle_has_the_best_learning_rate_and_no_later_trial_beats_it_by_the_margin():
+    finals = get_trials("(?!muon|quick)")
+    means = {trial: statistics.mean(values) for trial, values in finals.items()}
+    best = max(("start", "lr-0.2", "lr-0.05"), key=means.get)
+    onecycle = replace(tune.TRIALS[best], name="onecycle")
+    assert onecycle == utils.get_recipe("onecycle")
+    gain = max(means.values()) - means[best]
+    assert gain < tune.MARGIN
+    assert f"None did: the best of them raised it by {gain:.1f}." in LAB_TEXT
+    rates = {t: accs for t, accs in finals.items() if re.fullmatch(r"start|lr-[^-]+", t)}
+    own = [max(rates, key=lambda trial, i=i: rates[trial][i]) for i in range(3)]
+    gains = [rates[trial][i] - rates[best][i] for i, trial in enumerate(own)]
+    lrs = [f"{tune.TRIALS[trial].lr:g}" for trial in own]
+    said = "learning rate of the four tried alone, {}, {} and {} (bn, gn, ln), the three would gain"
+    assert said.format(*lrs) in LAB_TEXT
+    assert len(rates) == 4
+    said = "{:.1f}, {:.1f} and {:.1f} points on these images, where one trial shows nothing below"
+    assert f"{said.format(*gains)} {tune.MARGIN * 3**0.5:.1f}." in LAB_TEXT  # one norm, not three
+    assert f"the three normalizations, by {means[best] - means['start']:.1f} points" in LAB_TEXT
+
+
+def test_what_is_said_of_the_search_with_muon_is_what_the_table_says():
+    finals = get_trials("muon")
+    means = {trial: statistics.mean(values) for trial, values in finals.items()}
+    ranks = sorted(means, key=means.get, reverse=True)
+    assert ranks[0] == "muon"
+    assert len(ranks) == 6
+    assert f"lie within {means['muon'] - min(means.values()):.1f} points of each other" in LAB_TEXT
+    assert means["muon-lr-0.02"] == pytest.approx(means["muon-affine-lr-0.2"])
+    assert list(tune.TRIALS).index("muon-lr-0.02") < list(tune.TRIALS).index("muon-affine-lr-0.2")
+    gain = means["muon"] - statistics.mean(get_trials("lr")["lr-0.05"])
+    assert f"With seed 1 it raises the mean of `lr-0.05` by {gain:.1f} points" in LAB_TEXT
+    both = {
+        trial: statistics.mean(means[trial] for means in (means, get_means_of_seed(2)))
+        for trial in ("muon", "muon-lr-0.02")
+    }
+    lead = both["muon-lr-0.02"] - both["muon"]
+    assert 0 < lead < tune.MUON_MARGIN
+    assert f"got the second seed, and leads by {lead:.1f} points then" in LAB_TEXT
+    assert f"leads by {tune.MUON_MARGIN} points, one standard error" in LAB_TEXT
+    assert replace(tune.MUON, name="muon") == utils.get_recipe("muon")
+    assert replace(tune.QUICK, name="quick") == utils.get_recipe("quick")
+
+
+def get_means_of_seed(seed):
+    trials = {trial for trial, _, s in TRIALS if s == seed}
+    return {
+        trial: statistics.mean(
+            TRIALS[trial, norm, seed]["history"]["validation_acc"][-1] for norm in NORMS
+        )
+        for trial in trials
+    }
+
+
+@pytest.mark.cifar10
+def test_the_margin_is_two_standard_errors(cifar10_root):
+    labels = load_cifar10(cifar10_root).test.tensors[1]
+
+    def get_hits(norm, seed):
+        digits = BFLOAT16["onecycle", norm, seed]["test_predictions"]
+        return (torch.tensor(list(map(int, digits))) == labels).tolist()
+
+    hits = torch.tensor([[get_hits(norm, seed) for seed in SEEDS] for norm in NORMS])
+    generator = torch.Generator().manual_seed(0)
+    halves = [torch.randperm(10_000, generator=generator)[:5_000] for _ in range(100)]
+    variances = [hits[:, :, half].double().mean(dim=2).var(dim=1).mean() for half in halves]
+    error = 100 * (2 * torch.stack(variances).mean() / 3) ** 0.5  # of a difference of means of 3
+    assert f"{2 * error:.1f}" == str(tune.MARGIN)
+    assert f"{error / 2**0.5:.1f}" == str(tune.MUON_MARGIN), "one error, with two seeds"
+    assert f"of `lr-0.05` by {tune.MARGIN} points to be taken" in LAB_TEXT
+
+
+def test_the_norms_have_the_same_trials():
+    names = {row[0].strip("`") for row in get_rows(LAB, "tuning")}
+    bn, gn, ln = ({(t, s) for t, n, s in TRIALS if n == norm and t in names} for norm in NORMS)
+    assert bn == gn == ln
+
+
+def test_the_gaps_on_training_images_as_they_are_are_those_of_the_results():
+    runs = [RESULTS["onecycle", norm, 1] for norm in NORMS]
+    gaps = [run["clean_train_acc"] - run["history"]["test_acc"][-1] for run in runs]
+    assert "end {:.1f}, {:.1f} and {:.1f} points (bn, gn, ln) above".format(*gaps) in LAB_TEXT
+
+
+@pytest.mark.cifar10
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_committed_weights_give_the_accuracies_that_are_said(norm, cifar10_root, evidence):
+    result = RESULTS["muon", norm, 1]
+    data = load_cifar10(cifar10_root)
+    model = records.load_model(result).cpu()
+    # On another machine a rounding can tip an image that is on the edge.
+    environment = get_environment(CPU, "float32")
+    here = all(result["environment"][key] == value for key, value in environment.items())
+    said = result["clean_train_acc"], result["history"]["test_acc"][-1]
+    for images, accuracy in zip((data.train, data.test), said, strict=True):
+        loader = utils.get_loader(images, utils.get_test_transforms(), 128)
+        assert utils.test(model, loader, torch.nn.NLLLoss())[1] == pytest.approx(
+            accuracy, abs=1e-9 if here else 0.1
+        )
