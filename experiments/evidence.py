@@ -17,18 +17,17 @@ from pathlib import Path
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from scipy import stats
 
 import records
 import utils
 from cifar10 import Data
 from compare import draw as draw_comparison
 from compare import predict
+from intervals import compare_pairs, format_differences, get_interval, make_markdown
 from models import Session8Net, get_norm
 from records import NAMES, NORMS, ROOT, SEEDS, Results
 
 RECIPES = ("reference", "onecycle", "muon")  # those of the pages, in float32
-PARTS = {"train": "train", "test": "test", "gap": "train minus test"}
 PUBLISHED = {"bn": (81.10, 78.86), "gn": (80.30, 77.88), "ln": (79.91, 76.94)}  # train, test (%)
 
 
@@ -58,71 +57,13 @@ def get_values(frame: pd.DataFrame, part: str, **chosen: str) -> list[float]:
     return frame.sort_values("seed")[part].tolist()
 
 
-# --- Statistics ----------------------------------------------------------------------------------
-
-
-def get_interval(values: Sequence[float]) -> float:
-    """Return half the width of the 95 % confidence interval of the mean (Student 1908).
-
-    It is nan for fewer than two values.
-    """
-    if len(values) < 2:
-        return math.nan
-    return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-
-
-def compare(ones: Sequence[float], others: Sequence[float]) -> tuple[float, float, float, float]:
-    """Return the difference of two means, its 95 % interval, and p, by Welch's t (1947).
-
-    The last three are nan for fewer than two values of either.
-    """
-    difference = sum(ones) / len(ones) - sum(others) / len(others)
-    if min(len(ones), len(others)) < 2:
-        return difference, math.nan, math.nan, math.nan
-    welch = stats.ttest_ind(ones, others, equal_var=False)
-    low, high = welch.confidence_interval()
-    return difference, float(low), float(high), float(welch.pvalue)
-
-
-def correct(ps: Sequence[float]) -> list[float]:
-    """Return the p-values corrected for being that many (Holm 1979); a nan is none, and stays."""
-    corrected, highest = [math.nan] * len(ps), 0.0
-    known = sorted((p, i) for i, p in enumerate(ps) if not math.isnan(p))
-    for rank, (p, i) in enumerate(known):
-        highest = max(highest, (len(known) - rank) * p)
-        corrected[i] = min(1.0, highest)
-    return corrected
-
-
 def get_hits(result: dict, labels: Sequence[int]) -> list[bool]:
     """Return which test images the run's final network has right."""
     digits = result["test_predictions"]
     return [int(digit) == label for digit, label in zip(digits, labels, strict=True)]
 
 
-def compare_pairs(one: Sequence[bool], other: Sequence[bool]) -> tuple[int, int, float]:
-    """Return McNemar's exact test (1947) of two networks' hits on the same images.
-
-    These are the number of images that only `one` has right, that only `other` has right, and the
-    two-sided p-value of the hypothesis that both numbers are equal but for chance.
-    """
-    pairs = list(zip(one, other, strict=True))
-    only_one, only_other = pairs.count((True, False)), pairs.count((False, True))
-    if only_one + only_other == 0:
-        return 0, 0, 1.0
-    return only_one, only_other, float(stats.binomtest(only_one, only_one + only_other).pvalue)
-
-
 # --- Tables --------------------------------------------------------------------------------------
-
-
-def make_markdown(frame: pd.DataFrame) -> str:
-    """Return a Markdown table of the frame and its index: numbers to two places, a dash for nan."""
-    frame = frame.rename(lambda v: f"{NAMES[v]} (`{v}`)" if v in NAMES else v).reset_index()
-    align = ["right" if pd.api.types.is_numeric_dtype(t) else "left" for t in frame.dtypes]
-    frame = frame.map(lambda v: f"{v:.2f}" if isinstance(v, float) else v)
-    text = frame.to_markdown(index=False, disable_numparse=True, colalign=align)
-    return re.sub(r"[+]?\bnan\b", "–", text)
 
 
 def make_table(frame: pd.DataFrame) -> str:
@@ -187,26 +128,6 @@ def make_precisions(float32: pd.DataFrame, bfloat16: pd.DataFrame) -> str:
         for norm in NORMS
     }
     return format_differences(["float32 - bfloat16"], pairs)
-
-
-def format_differences(
-    names: list[str], pairs: dict[tuple, list[pd.DataFrame]], parts: Mapping[str, str] = PARTS
-) -> str:
-    """Return a table of differences in these columns, each with its interval.
-
-    In bold are those with p < 0.05 after Holm's correction for all of the table.
-    """
-    welch = [
-        compare(*(part[p].tolist() for part in pair)) for pair in pairs.values() for p in parts
-    ]
-    shown = [p < 0.05 for p in correct([p for *_, p in welch])]
-    cells = [
-        (f"**{mean:+.2f}**" if bold else f"{mean:+.2f}") + f" ({low:+.2f} to {high:+.2f})"
-        for (mean, low, high, _), bold in zip(welch, shown, strict=True)
-    ]
-    rows = [cells[i : i + len(parts)] for i in range(0, len(cells), len(parts))]
-    index = pd.MultiIndex.from_tuples(pairs, names=names)
-    return make_markdown(pd.DataFrame(rows, index, list(parts.values())))
 
 
 def make_mcnemar(results: Results, labels: Sequence[int]) -> str:

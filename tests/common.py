@@ -53,9 +53,12 @@ def skip_if_changed(*paths):
 def get_rows(page, marker):
     """Return the cells of each row of a page's table."""
     table = re.search(rf"<!-- {marker} -->(.*?)<!-- /{marker} -->", page, re.DOTALL)[1]
-    rows = [
-        [cell.strip() for cell in row.strip("|").split("|")] for row in table.split("\n") if row
-    ]
+    return read_table(table.strip())
+
+
+def read_table(text):
+    """Return the cells of a Markdown table's rows, without its header."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.split("\n")]
     return rows[2:]
 
 

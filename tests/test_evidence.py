@@ -1,6 +1,5 @@
 """The statistics, tables and figures that the pages show: known values, and no pretence."""
 
-import math
 import subprocess
 import sys
 
@@ -10,7 +9,7 @@ for package in ("pandas", "scipy", "tabulate"):
     pytest.importorskip(package, reason="needs experiments/requirements.txt")
 
 import evidence  # noqa: E402
-from common import ROOT  # noqa: E402
+from common import ROOT, read_table  # noqa: E402
 from records import NORMS  # noqa: E402
 
 TEST = {"bn": [80.0, 81.0, 82.0], "gn": [79.0, 81.0, 80.0], "ln": [70.0, 70.5, 70.0]}  # %
@@ -31,44 +30,6 @@ def make_results(seeds=(1, 2, 3)):
         for norm in NORMS
         for seed in seeds
     }
-
-
-def read_table(text):
-    """Return the cells of a Markdown table's rows, without its header."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.split("\n")]
-    return rows[2:]
-
-
-def test_the_interval_is_students():
-    # Student's t for 2 degrees of freedom is 4.3027, the deviation is 1.
-    assert evidence.get_interval([80.0, 81.0, 82.0]) == pytest.approx(4.3027 / 3**0.5, abs=1e-4)
-    assert math.isnan(evidence.get_interval([80.0]))
-
-
-def test_two_means_are_compared_by_welchs_t():
-    # Means 81 and 70, variances 1 and 4: t = 11 / sqrt(5 / 3), 2.94 degrees of freedom.
-    mean, low, high, p = evidence.compare([80.0, 81.0, 82.0], [68.0, 70.0, 72.0])
-    freedom = (5 / 3) ** 2 / ((1 / 3) ** 2 / 2 + (4 / 3) ** 2 / 2)
-    assert freedom == pytest.approx(2.94, abs=0.01)
-    half = evidence.stats.t.ppf(0.975, freedom) * (5 / 3) ** 0.5
-    assert (mean, low, high) == pytest.approx((11.0, 11 - half, 11 + half))
-    assert p == pytest.approx(2 * evidence.stats.t.sf(11 / (5 / 3) ** 0.5, freedom))
-    assert all(map(math.isnan, evidence.compare([80.0], [70.0, 71.0])[1:]))
-
-
-def test_holms_correction_is_the_textbook_s():
-    assert evidence.correct([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert evidence.correct([0.9, 0.8]) == [1.0, 1.0]
-    assert str(evidence.correct([math.nan, 0.02, 0.03])) == "[nan, 0.04, 0.04]"
-    assert evidence.correct([]) == []
-
-
-def test_mcnemar_is_the_exact_binomial_test():
-    one = [True] * 9 + [False] * 1 + [True] * 50
-    other = [False] * 9 + [True] * 1 + [True] * 50
-    # Ten coins, nine or more on one side: 2 * (10 + 1) / 2**10.
-    assert evidence.compare_pairs(one, other) == (9, 1, pytest.approx(22 / 1024))
-    assert evidence.compare_pairs(one, one) == (0, 0, 1.0)
 
 
 def test_means_are_over_the_seeds_and_of_the_last_epoch():

@@ -1,0 +1,137 @@
+"""Tables and figures of what a normalization is said to do, from the runs of claims.py."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+import utils
+from claims import ARMS
+from intervals import get_interval, make_markdown
+from records import NAMES, NORMS, SEEDS, Results
+
+CHANCE, TRAINS = 10.0, 20.0  # % right by guessing, and above which a network has learned something
+WITHIN = 2.0  # points below its best at which an arm still counts as good
+LABELS = {"none": "none", "he": "none, first weights of He", **{n: NAMES[n] for n in NORMS}}
+STYLES = utils.STYLES | {"he": {"color": "#CC79A7", "linestyle": (0, (3, 1, 1, 1)), "marker": "v"}}
+
+
+def make_frame(results: Results, claim: str) -> pd.DataFrame:
+    """Return a row a run of the claim: arm, value (a rate or a batch size), seed, and accuracies.
+
+    `test` is the final accuracy (%) on the test images, nan where the run diverged; `history` has
+    one for each epoch.
+    """
+    rows = []
+    for (recipe, arm, seed), result in results.items():
+        if re.match(rf"{claim}-\d", recipe) and seed in SEEDS:
+            history = result["history"].get("test_acc", [])
+            test = math.nan if "diverged" in result else history[-1]
+            value = float(recipe.removeprefix(f"{claim}-"))
+            rows.append((arm, value, seed, test, history))
+    return pd.DataFrame(rows, columns=["arm", "value", "seed", "test", "history"])
+
+
+# --- Larger learning rates -----------------------------------------------------------------------
+
+
+def get_means(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean accuracy (%) by arm and value; a run that diverged counts as a guess."""
+    means = frame.fillna({"test": CHANCE}).groupby(["arm", "value"]).test.mean()
+    return means.unstack().loc[[arm for arm in ARMS if arm in set(frame.arm)]]
+
+
+def find_range(means: pd.Series) -> list[float]:
+    """Return the unbroken range of values around the best that are WITHIN it."""
+    values, good = list(means.index), list(means >= means.max() - WITHIN)
+    first = last = values.index(means.idxmax())
+    while first > 0 and good[first - 1]:
+        first -= 1
+    while last + 1 < len(values) and good[last + 1]:
+        last += 1
+    return values[first : last + 1]
+
+
+def make_rates(frame: pd.DataFrame) -> str:
+    """Return, by arm, the best peak rate, the accuracy there, and which rates work."""
+    rows = {}
+    for arm, means in get_means(frame).iterrows():
+        runs = frame[frame.arm == arm].fillna({"test": CHANCE})
+        best = runs[runs.value == means.idxmax()].test
+        good = find_range(means) if means.max() > TRAINS else []
+        lowest = runs.groupby("value").test.min()
+        trained = lowest[lowest > TRAINS].index
+        rows[f"`{arm}`"] = {
+            "best rate": f"{means.idxmax():g}" if good else "–",
+            "test accuracy there": f"{best.mean():.2f} ± {get_interval(best.tolist()):.2f}",
+            f"rates within {WITHIN:g} points": ", ".join(f"{rate:g}" for rate in good) or "–",
+            f"highest, all seeds above {TRAINS:g} %": f"{max(trained, default=math.nan):g}",
+            "runs diverged": f"{frame[frame.arm == arm].test.isna().sum()} of {len(runs)}",
+        }
+    return make_markdown(pd.DataFrame.from_dict(rows, "index").rename_axis("arm"))
+
+
+def draw_rates(frame: pd.DataFrame) -> Figure:
+    """Return test accuracy by peak rate: an arm's mean as a line, its runs as points.
+
+    A run that diverged is a cross, at the accuracy of a guess.
+    """
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axis, means = figure.subplots(), get_means(frame)
+    for arm, line in means.iterrows():
+        runs, style = frame[frame.arm == arm], STYLES[arm]
+        axis.plot(line.index, line, label=LABELS[arm], linewidth=1.8, **style)
+        axis.scatter(runs.value, runs.test, s=60, color=style["color"], marker="_")
+        lost = runs[runs.test.isna()]
+        axis.scatter(lost.value, [CHANCE] * len(lost), s=90, color=style["color"], marker="x")
+    axis.set_xscale("log")
+    axis.set_xticks(means.columns, [f"{rate:g}" for rate in means.columns])
+    axis.set_xticks([], minor=True)
+    axis.set(xlabel="peak learning rate of SGD", ylabel="accuracy on the test images (%)")
+    axis.set_title("After 4 epochs (line: mean, dash: one run, cross: a run that diverged)")
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower left")
+    return figure
+
+
+# --- Faster training -----------------------------------------------------------------------------
+
+
+def find_crossing(history: Sequence[float], goal: float) -> float:
+    """Return after how many epochs an accuracy first reaches `goal`, linear between two epochs.
+
+    Before the first it is that of a guess. Returns nan if it never does.
+    """
+    before = CHANCE
+    for epoch, accuracy in enumerate(history, 1):
+        if accuracy >= goal:
+            return epoch - (accuracy - goal) / (accuracy - before)
+        before = accuracy
+    return math.nan
+
+
+def get_best(frame: pd.DataFrame) -> dict[str, list[Sequence[float]]]:
+    """Return the histories of each arm's runs at its best value, under the names of both."""
+    best = get_means(frame).idxmax(axis="columns")
+    return {
+        f"`{arm}`, {value:g}": frame[(frame.arm == arm) & (frame.value == value)].history.tolist()
+        for arm, value in best.items()
+    }
+
+
+def make_speed(histories: Mapping[str, Sequence[Sequence[float]]], goals: Sequence[float]) -> str:
+    """Return the epochs to each goal (%): mean and 95 % interval, or how many runs get there."""
+    rows = {}
+    for name, runs in histories.items():
+        crossings = {goal: [find_crossing(run, goal) for run in runs] for goal in goals}
+        rows[name] = {f"to {goal} %": format_epochs(crossings[goal]) for goal in goals}
+    return make_markdown(pd.DataFrame.from_dict(rows, "index").rename_axis("arm"))
+
+
+def format_epochs(epochs: Sequence[float]) -> str:
+    there = [epoch for epoch in epochs if not math.isnan(epoch)]
+    if len(there) < len(epochs):
+        return f"{len(there)} of {len(epochs)} runs"
+    return f"{sum(there) / len(there):.2f} ± {get_interval(there):.2f}"
