@@ -3,9 +3,9 @@
     python experiments/benchmark.py
 
 It needs no CIFAR-10: the images are drawn at random, which takes a step as long. Each way of
-training has a process of its own and waits while the others are measured; all take turns, so that
-a slow minute of the machine hits them all. It prints two tables in Markdown, each norm's rows when
-they are measured.
+training has a process of its own and waits while the others are measured; all take turns, so that a
+slow minute of the machine hits them all. It prints three tables in Markdown: each norm's rows when
+they are measured, and then what follows from them.
 """
 
 import argparse
@@ -99,10 +99,12 @@ def make_textbook(norm: str, workers: int) -> Run:
     return run
 
 
-def make_ours(norm: str, recipe: utils.Recipe = RECIPE, evaluate: bool = False) -> Run:
+def make_ours(
+    norm: str, recipe: utils.Recipe = RECIPE, evaluate: bool = False, precision: str = ""
+) -> Run:
     """Return the notebooks' own `train`, or `test`, on so many batches of the recipe."""
-    precision, parts = assemble(norm, recipe)
-    model, train_loader, test_loader, *rest = parts
+    precision = precision or get_precision()
+    model, train_loader, test_loader, *rest = assemble(norm, recipe, precision)
     loader = test_loader if evaluate else train_loader
     tensors = loader.dataset.tensors
 
@@ -119,7 +121,8 @@ def make_ours(norm: str, recipe: utils.Recipe = RECIPE, evaluate: bool = False) 
 
 def make_floor(norm: str) -> Run:
     """Return forward, backward and step on one batch: no data, no count, no schedule."""
-    precision, (model, loader, _, optimizer, _, criterion) = assemble(norm)
+    precision = get_precision()
+    model, loader, _, optimizer, _, criterion = assemble(norm, RECIPE, precision)
     images, labels = next(iter(loader))
     utils.keep_memory()
     model.train()
@@ -135,15 +138,17 @@ def make_floor(norm: str) -> Run:
     return run
 
 
-def assemble(norm: str, recipe: utils.Recipe = RECIPE) -> tuple[str, tuple]:
-    """Return the precision, and what the notebooks train with, on random images."""
-    device = utils.get_device()
+def get_precision() -> str:
+    return utils.get_precision(os.environ.get("PRECISION"), utils.get_device())
+
+
+def assemble(norm: str, recipe: utils.Recipe, precision: str) -> tuple:
+    """Return what the notebooks train with, on random images."""
     images = torch.randint(0, 256, (SIZE, 3, 32, 32), dtype=torch.uint8)
     dataset = TensorDataset(images, torch.arange(SIZE) % 10)
-    precision = utils.get_precision(os.environ.get("PRECISION"), device)
     recipe = replace(recipe, epochs=1000)  # never at the end of its schedule
-    data = Data((), dataset, dataset).to(device)
-    return precision, utils.assemble(utils.Run(recipe, norm, 1, precision), data)
+    data = Data((), dataset, dataset).to(utils.get_device())
+    return utils.assemble(utils.Run(recipe, norm, 1, precision), data)
 
 
 KINDS: dict[str, Callable[[str], Run]] = {
@@ -153,6 +158,8 @@ KINDS: dict[str, Callable[[str], Run]] = {
     "ours, SGD": lambda norm: make_ours(norm, SGD),
     "floor": make_floor,
     "ours, evaluation": lambda norm: make_ours(norm, evaluate=True),
+    "ours, float32": lambda norm: make_ours(norm, precision="float32"),
+    "ours, float32, evaluation": lambda norm: make_ours(norm, evaluate=True, precision="float32"),
 }
 
 
@@ -221,20 +228,55 @@ def make_rows(norm: str, measured: dict[str, tuple[list[float], float]]) -> list
     return rows
 
 
-def make_ratios(norm: str, measured: dict[str, tuple[list[float], float]]) -> str:
-    """Return the row of ratios of one norm: of medians, against the faster textbook loop.
-
-    The last are minutes of a whole run: the textbook's of REFERENCE without any evaluation, and
-    ours of QUICK with an evaluation after each epoch.
-    """
+def get_medians(measured: dict[str, tuple[list[float], float]]) -> dict[str, float]:
+    """Return the milliseconds a step by kind; `textbook` is the faster of its two."""
     step = {kind: statistics.median(times) for kind, (times, _) in measured.items()}
-    ours, textbook = step["ours"], min(step["textbook, 0 workers"], step["textbook, 2 workers"])
-    evaluation = step["ours, evaluation"]
-    ratios = (textbook / ours, step["floor"] / ours, ours / step["ours, SGD"])
-    usual = REFERENCE.epochs * EPOCH * textbook / 60_000
-    quick = QUICK.epochs * (EPOCH * ours + TEST_EPOCH * evaluation) / 60_000
+    return step | {"textbook": min(step["textbook, 0 workers"], step["textbook, 2 workers"])}
+
+
+def make_ratios(norm: str, measured: dict[str, tuple[list[float], float]]) -> str:
+    """Return the row of ratios of one norm: of medians, against the faster textbook loop."""
+    step = get_medians(measured)
+    ours, evaluation = step["ours"], step["ours, evaluation"]
+    ratios = (step["textbook"] / ours, step["floor"] / ours, ours / step["ours, SGD"])
     cells = [f"{ratio:.2f}" for ratio in ratios] + [f"{evaluation * 10_000 / SIZE / ours:.3f}"]
-    return f"| {norm} | {' | '.join(cells)} | {usual:.1f} | {quick:.1f} | {usual / quick:.1f} |"
+    return f"| {norm} | {' | '.join(cells)} |"
+
+
+def make_minutes(norm: str, measured: dict[str, tuple[list[float], float]]) -> str:
+    """Return the row of one norm's minutes to the published accuracy.
+
+    They are those of the textbook loop, for the epochs that REFERENCE needs and without any
+    evaluation, and ours of the whole of QUICK, with an evaluation after each epoch, in the chosen
+    precision and in float32; then usual / ours. Accuracies are the means of the runs in results/.
+    """
+    step = get_medians(measured)
+    reference = load_histories(REFERENCE, norm, "float32")
+    epochs = average([count_epochs(history) for history in reference])
+    usual = epochs * EPOCH * step["textbook"] / 60_000
+    cells = [f"{epochs:.1f}", f"{usual:.1f}", f"{average([h[-1] for h in reference]):.2f}"]
+    for kind, precision in (("ours", get_precision()), ("ours, float32", "float32")):
+        evaluation = TEST_EPOCH * step[f"{kind}, evaluation"]
+        quick = QUICK.epochs * (EPOCH * step[kind] + evaluation) / 60_000
+        accuracy = average([h[-1] for h in load_histories(QUICK, norm, precision)])
+        cells += [f"{quick:.1f}", f"{usual / quick:.1f}", f"{accuracy:.2f}"]
+    return f"| {norm} | {' | '.join(cells)} |"
+
+
+def load_histories(recipe: utils.Recipe, norm: str, precision: str) -> list[list[float]]:
+    """Return the test accuracies (%) by epoch of the recipe's runs in results/."""
+    results = records.load_results(records.ROOT / "results" / precision)
+    keys = ((recipe.name, norm, seed) for seed in records.SEEDS)
+    return [results[key]["history"]["test_acc"] for key in keys if key in results]
+
+
+def count_epochs(history: Sequence[float]) -> int:
+    """Return after how many epochs an accuracy (%) is first within 0.1 of its last."""
+    return next(i for i, accuracy in enumerate(history, 1) if accuracy >= history[-1] - 0.1)
+
+
+def average(values: Sequence[float]) -> float:
+    return statistics.mean(values) if values else math.nan
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -250,23 +292,23 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    device = utils.get_device()
-    precision = utils.get_precision(os.environ.get("PRECISION"), device)
-    environment = get_environment(device, precision)
+    precision = get_precision()
+    environment = get_environment(utils.get_device(), precision)
     print(", ".join(f"{key} {value}" for key, value in environment.items()), end="\n\n")
     print("| norm | loop | ms a step: median (range) | images/s | s an epoch | peak GiB |")
     print("| --- | --- | ---: | ---: | ---: | ---: |", flush=True)
-    ratios = []
+    measured = {}
     for norm in records.NORMS:
-        measured = measure_norm(norm, options.steps, options.repeats)
-        print("\n".join(make_rows(norm, measured)), flush=True)
-        ratios.append(make_ratios(norm, measured))
-    print(
-        "\n| norm | textbook / ours | floor / ours | Muon / SGD | evaluation / epoch "
-        f"| textbook, {REFERENCE.epochs} epochs (min) | `quick`, {QUICK.epochs} epochs (min) "
-        "| ratio |\n| --- |" + " ---: |" * 7
-    )
-    print("\n".join(ratios))
+        measured[norm] = measure_norm(norm, options.steps, options.repeats)
+        print("\n".join(make_rows(norm, measured[norm])), flush=True)
+    print("\n| norm | textbook / ours | floor / ours | Muon / SGD | evaluation / epoch |")
+    print("| --- |" + " ---: |" * 4)
+    print("\n".join(make_ratios(*pair) for pair in measured.items()))
+    columns = ["`reference`: epochs", "textbook (min)", "accuracy (%)"]
+    for kind in (precision, "float32"):
+        columns += [f"`quick`, {kind} (min)", "ratio", "accuracy (%)"]
+    print(f"\n| norm | {' | '.join(columns)} |\n| --- |" + " ---: |" * len(columns))
+    print("\n".join(make_minutes(*pair) for pair in measured.items()))
 
 
 if __name__ == "__main__":
