@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+import reasons
 import records
 import utils
 from cifar10 import Data
@@ -27,7 +28,8 @@ from intervals import compare_pairs, format_differences, get_interval, make_mark
 from models import Session8Net, get_norm
 from records import NAMES, NORMS, ROOT, SEEDS, Results
 
-RECIPES = ("reference", "onecycle", "muon")  # those of the pages, in float32
+RECIPES = ("reference", "onecycle", "muon")  # of 20 epochs, which are compared, in float32
+SHOWN = RECIPES
 PUBLISHED = {"bn": (81.10, 78.86), "gn": (80.30, 77.88), "ln": (79.91, 76.94)}  # train, test (%)
 
 
@@ -57,6 +59,19 @@ def get_values(frame: pd.DataFrame, part: str, **chosen: str) -> list[float]:
     return frame.sort_values("seed")[part].tolist()
 
 
+def get_histories(results: Results) -> dict[str, list[list[float]]]:
+    """Return the test accuracies (%) by epoch of each recipe's and norm's runs, under a name."""
+    return {
+        f"`{recipe}`, `{norm}`": [
+            results[recipe, norm, seed]["history"]["test_acc"]
+            for seed in SEEDS
+            if (recipe, norm, seed) in results
+        ]
+        for recipe in RECIPES
+        for norm in NORMS
+    }
+
+
 def get_hits(result: dict, labels: Sequence[int]) -> list[bool]:
     """Return which test images the run's final network has right."""
     digits = result["test_predictions"]
@@ -69,7 +84,7 @@ def get_hits(result: dict, labels: Sequence[int]) -> list[bool]:
 def make_table(frame: pd.DataFrame) -> str:
     """Return the final test accuracy, mean and 95 % interval, beside what was published."""
     table = pd.DataFrame({"published": {norm: PUBLISHED[norm][1] for norm in NORMS}})
-    for recipe in RECIPES:
+    for recipe in SHOWN:
         values = [get_values(frame, "test", recipe=recipe, norm=norm) for norm in NORMS]
         table[f"`{recipe}`"] = [f"{sum(v) / len(v):.2f} ± {get_interval(v):.2f}" for v in values]
     return make_markdown(table.rename_axis("normalization"))
@@ -79,7 +94,7 @@ def make_seeds(frame: pd.DataFrame) -> str:
     """Return mean, standard deviation and 95 % interval over the seeds, by recipe and norm."""
     whats = {"mean": "mean", "s.d.": "std", "± 95 %": get_interval}
     columns = {f"{p} {what}": (p, f) for p in ("train", "test") for what, f in whats.items()}
-    groups = frame[frame.recipe.isin(RECIPES)].groupby(["recipe", "norm"])
+    groups = frame[frame.recipe.isin(SHOWN)].groupby(["recipe", "norm"])
     return make_markdown(groups.agg(seeds=("seed", "size"), **columns))
 
 
@@ -245,10 +260,13 @@ def main() -> None:
         "precisions": make_precisions(frame, make_frame(bfloat16)),
         "mcnemar": make_mcnemar(results, data.test.tensors[1].tolist()),
         "tuning": make_tuning(make_frame(trials)),
+        "speed": reasons.make_speed(get_histories(results), (60, 70, 80)),
+        "equal-loss": reasons.make_equal_loss(results, RECIPES),
     }
     figures = {
         "accuracy": draw_accuracy(results),
         "normalization": draw_normalization(data),
+        "losses": reasons.draw_losses(results, RECIPES),
     }
     quoted = {norm: results["muon", norm, 1] for norm in NORMS}  # the notebooks' runs
     predictions = predict(quoted, data.test)

@@ -2,15 +2,18 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations, pairwise
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+import records
 import utils
-from claims import ARMS
-from intervals import get_interval, make_markdown
-from records import NAMES, NORMS, SEEDS, Results
+from claims import ARMS, WATCHED
+from intervals import format_differences, get_interval, make_markdown
+from records import NAMES, NORMS, SEEDS
 
 CHANCE, TRAINS = 10.0, 20.0  # % right by guessing, and above which a network has learned something
 WITHIN = 2.0  # points below its best at which an arm still counts as good
@@ -18,7 +21,7 @@ LABELS = {"none": "none", "he": "none, first weights of He", **{n: NAMES[n] for 
 STYLES = utils.STYLES | {"he": {"color": "#CC79A7", "linestyle": (0, (3, 1, 1, 1)), "marker": "v"}}
 
 
-def make_frame(results: Results, claim: str) -> pd.DataFrame:
+def make_frame(results: records.Results, claim: str) -> pd.DataFrame:
     """Return a row a run of the claim: arm, value (a rate or a batch size), seed, and accuracies.
 
     `test` is the final accuracy (%) on the test images, nan where the run diverged; `history` has
@@ -135,3 +138,202 @@ def format_epochs(epochs: Sequence[float]) -> str:
     if len(there) < len(epochs):
         return f"{len(there)} of {len(epochs)} runs"
     return f"{sum(there) / len(there):.2f} ± {get_interval(there):.2f}"
+
+
+# --- Features on one scale -----------------------------------------------------------------------
+
+
+def make_scale_frame(results: records.Results) -> pd.DataFrame:
+    """Return a row an arm, seed, moment and layer: of its channels' deviations, three percentiles.
+
+    `moment` is "before" or "after" training; the percentiles are the 10th, 50th and 90th.
+    """
+    rows = [
+        (arm, seed, moment, layer, *np.percentile(deviations, (10, 50, 90)))
+        for (recipe, arm, seed), result in results.items()
+        if recipe.startswith("scales-") and seed in SEEDS
+        for moment in ("before", "after")
+        if moment in result  # not where it diverged
+        for layer, deviations in result[moment].items()
+    ]
+    return pd.DataFrame(rows, columns=["arm", "seed", "moment", "layer", "low", "median", "high"])
+
+
+def make_scales(frame: pd.DataFrame) -> str:
+    """Return, by arm, how the scale changes with depth and how unlike a layer's channels are.
+
+    `C1 / C10` is the quotient of the medians; `spread` is the 90th by the 10th percentile, in the
+    geometric mean of the layers. Both are the geometric mean of the seeds, with the range.
+    """
+    rows = {}
+    for arm in [arm for arm in ARMS if arm in set(frame.arm)]:
+        rows[f"`{arm}`"] = row = {}
+        for moment in ("before", "after"):
+            part = frame[(frame.arm == arm) & (frame.moment == moment)]
+            medians = part.pivot(index="seed", columns="layer", values="median")
+            spreads = np.log(part.high / part.low).groupby(part.seed).mean()
+            row[f"C1 / C10 {moment}"] = format_factors(medians.C1 / medians.C10)
+            row[f"spread {moment}"] = format_factors(np.exp(spreads))
+    return make_markdown(pd.DataFrame.from_dict(rows, "index").rename_axis("arm"))
+
+
+def format_factors(factors: pd.Series) -> str:
+    """Return the geometric mean, and in brackets the lowest and the highest, to three digits."""
+    mean = np.exp(np.log(factors).mean())
+    low, middle, high = (f"{float(f'{x:.3g}'):,g}" for x in (factors.min(), mean, factors.max()))
+    return f"{middle} ({low} to {high})"
+
+
+def draw_scales(frame: pd.DataFrame) -> Figure:
+    """Return the deviations of the channels by layer, before and after training, of each arm.
+
+    A line is the median channel, a band goes from the 10th to the 90th percentile; both are means
+    of the seeds.
+    """
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    layers = list(dict.fromkeys(frame.layer))
+    for axis, moment in zip(figure.subplots(1, 2, sharey=True), ("before", "after"), strict=True):
+        for arm in [arm for arm in ARMS if arm in set(frame.arm)]:
+            part = frame[(frame.arm == arm) & (frame.moment == moment)]
+            means = part.groupby("layer")[["low", "median", "high"]].mean().loc[layers]
+            axis.plot(layers, means["median"], label=LABELS[arm], **STYLES[arm])
+            band = (layers, means.low, means.high)
+            axis.fill_between(*band, color=STYLES[arm]["color"], alpha=0.12, linewidth=0)
+        axis.set(title=f"{moment} training", xlabel="layer", yscale="log")
+        axis.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("standard deviation of a channel's output")
+    figure.axes[0].legend()
+    return figure
+
+
+# --- Internal covariate shift --------------------------------------------------------------------
+
+
+def make_shift_frame(results: records.Results) -> pd.DataFrame:
+    """Return a row a measured step of each run: arm, seed, step, and the measures, nan for none.
+
+    These are `change C2` and the like, `cosine C2` and the like, and along the step the `range` of
+    the loss, the `change` of the gradient, and the `smoothness`.
+    """
+    rows = []
+    for (recipe, arm, seed), result in results.items():
+        if recipe.startswith("shift-") and seed in SEEDS:
+            for row in result.get("rows", []):
+                low, high = (math.nan if x is None else x for x in row["loss_range"])
+                flat = {
+                    f"{what} {layer}": value
+                    for layer, both in row["shift"].items()
+                    for what, value in both.items()
+                }
+                flat |= {"range": high - low, "change": row["change"]}
+                flat |= {"smoothness": row["smoothness"], "step": row["step"]}
+                rows.append({"arm": arm, "seed": seed} | flat)
+    return pd.DataFrame(rows).astype({"range": float, "change": float, "smoothness": float})
+
+
+MEASURES = {
+    **{f"change {layer}": f"change of {layer}'s gradient" for layer in WATCHED},
+    **{f"cosine {layer}": f"cosine, {layer}" for layer in WATCHED},
+    "range": "range of the loss",
+    "change": "largest change of the gradient",
+    "smoothness": "that by its distance",
+}
+
+
+def make_shift(frame: pd.DataFrame) -> str:
+    """Return each measure by arm: the median of a run's steps, its mean over the seeds, ± 95 %."""
+    medians = frame.groupby(["arm", "seed"])[list(MEASURES)].median()
+    arms = [arm for arm in ARMS if arm in set(frame.arm)]
+    cells = {
+        f"`{arm}`": [
+            f"{values.mean():.3g} ± {get_interval(values.tolist()):.2g}"
+            for _, values in medians.loc[arm].items()
+        ]
+        for arm in arms
+    }
+    table = pd.DataFrame(cells, index=list(MEASURES.values()))
+    return make_markdown(table.rename_axis("median of the steps"))
+
+
+def draw_shift(frame: pd.DataFrame) -> Figure:
+    """Return how much gradients change, by step: four layers' by the shift, and along the step.
+
+    A line is the mean of the seeds, each value the median of five steps measured after another.
+    """
+    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    names = [f"change {layer}" for layer in WATCHED]
+    panels = figure.subplot_mosaic([names, ["range", "range", "smoothness", "smoothness"]])
+    for name, axis in panels.items():
+        for arm in [arm for arm in ARMS if arm in set(frame.arm)]:
+            means = frame[frame.arm == arm].groupby("step")[name].mean()
+            line = means.rolling(5, center=True, min_periods=1).median()
+            style = STYLES[arm] | {"marker": ""}
+            axis.plot(line.index, line, label=LABELS[arm], **style)
+        axis.set(title=MEASURES[name], xlabel="step", yscale="log")
+        axis.grid(alpha=0.3)
+    panels["range"].legend()
+    return figure
+
+
+# --- Regularization ------------------------------------------------------------------------------
+
+
+def interpolate(losses: Sequence[float], values: Sequence[float], level: float) -> float:
+    """Return the value where `losses` first falls to `level`, linear between two epochs, or nan."""
+    pairs = list(zip(losses, values, strict=True))
+    for (before, first), (loss, value) in pairwise(pairs):
+        if loss <= level < before:
+            return value + (first - value) * (level - loss) / (before - loss)
+    return math.nan
+
+
+def get_level(runs: Iterable[dict]) -> float:
+    """Return the training loss that all of the runs reach, the lowest one that all do."""
+    return max(min(run["history"]["train_loss"]) for run in runs)
+
+
+def make_equal_loss(results: records.Results, recipes: Sequence[str]) -> str:
+    """Return test accuracies (%) at equal training loss, and how they differ between norms.
+
+    The loss of a recipe is the lowest that all its runs reach. Bold is what is shown.
+    """
+    rows = []
+    for recipe in recipes:
+        runs = {key: run for key, run in results.items() if key[0] == recipe and key[2] in SEEDS}
+        level = get_level(runs.values())
+        for (_, norm, seed), run in runs.items():
+            history = run["history"]
+            test = interpolate(history["train_loss"], history["test_acc"], level)
+            rows.append((f"`{recipe}`", f"{level:.3f}", norm, seed, test))
+    frame = pd.DataFrame(rows, columns=["recipe", "training loss", "norm", "seed", "test"])
+    pairs = {
+        (recipe, level, f"{one} - {other}"): [part[part.norm == norm] for norm in (one, other)]
+        for (recipe, level), part in frame.groupby(["recipe", "training loss"], sort=False)
+        for one, other in combinations(NORMS, 2)
+    }
+    names = ["recipe", "training loss", "difference"]
+    return format_differences(names, pairs, {"test": "test accuracy at that loss"})
+
+
+def draw_losses(results: records.Results, recipes: Sequence[str]) -> Figure:
+    """Return test loss by training loss along a run, from the third epoch on: means of the seeds.
+
+    The training loss is that of an epoch's augmented images, while the weights move.
+    """
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    for axis, recipe in zip(
+        figure.subplots(1, len(recipes), squeeze=False)[0], recipes, strict=True
+    ):
+        for norm in NORMS:
+            runs = [results[recipe, norm, s] for s in SEEDS if (recipe, norm, s) in results]
+            train, test = (
+                pd.DataFrame([run["history"][f"{part}_loss"] for run in runs]).mean()[2:]
+                for part in ("train", "test")
+            )
+            axis.plot(train, test, label=NAMES[norm], **STYLES[norm] | {"markersize": 4})
+        axis.set(title=f"recipe {recipe}", xlabel="training loss")
+        axis.invert_xaxis()
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.axes[0].set_ylabel("loss on the test images")
+    return figure
