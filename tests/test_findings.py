@@ -171,7 +171,7 @@ def test_the_findings_numbers_are_those_of_the_results():
     said = "and `muon` another {:.1f}, {:.1f} and {:.1f} above that"
     assert said.format(*subtract(muon, onecycle)) in FINDINGS
     bfloat16 = subtract(onecycle, get_means("onecycle", "test", BFLOAT16))
-    assert "is {:+.2f}, {:+.2f} and {:+.2f} points in test".format(*bfloat16) in FINDINGS
+    assert "is {:+.2f}, {:+.2f} and {:+.2f} points in test".format(*bfloat16) in LAB_TEXT
     assert not any(shown for row in get_differences("precisions") for _, shown in row)
 
 
@@ -179,18 +179,18 @@ def test_the_findings_on_the_published_runs_and_the_seeds_are_those_of_the_resul
     tests = get_finals("reference", "test")
     published = [test for _, test in evidence.PUBLISHED.values()]
     spreads = [max(values) - min(values) for values in tests]
-    assert "spread over {:.1f}, {:.1f} and {:.1f} points".format(*spreads) in FINDINGS
+    assert "spread over {:.1f}, {:.1f} and {:.1f} points".format(*spreads) in LAB_TEXT
     steps = (published[0] - published[1], published[1] - published[2])
-    assert "lie {:.1f} (bn to gn) and {:.1f} (gn to ln)".format(*steps) in FINDINGS
+    assert "lie {:.1f} (bn to gn) and {:.1f} (gn to ln)".format(*steps) in LAB_TEXT
     assert all(spread > max(steps) for spread in spreads[1:])
     off = subtract(get_means("reference", "test"), published)
     said = "ends {:+.1f}, {:+.1f} and {:+.1f} points (bn, gn, ln) from them".format(*off)
-    assert f"{said} in the mean of five seeds each" in FINDINGS
+    assert f"{said} in the mean of five seeds each" in LAB_TEXT
     assert [max(a) < b for a, b in zip(tests, published, strict=True)] == [False, True, False]
     one_more = [evidence.get_interval(a) * (len(a) + 1) ** 0.5 for a in tests]  # of a single run
     assert all(abs(d) < half for d, half in zip(off, one_more, strict=True))
     said = "one more run would lie within {:.1f}, {:.1f} and {:.1f} points of that mean"
-    assert said.format(*one_more) in FINDINGS
+    assert said.format(*one_more) in LAB_TEXT
 
 
 def test_runs_of_one_seed_are_no_more_alike_than_others():
