@@ -23,6 +23,7 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.data import TensorDataset
 
 import records
+import tune
 import utils
 from cifar10 import Data
 from records import ROOT
@@ -30,7 +31,7 @@ from replicate import Prefixed, get_runs, parse_count, parse_seed, run_left
 from runs import check_finite, describe, make_json, write_whole
 
 FOLDER = ROOT / "results" / "claims"
-SGD = utils.get_recipe("onecycle")
+SGD, MUON = map(utils.get_recipe, ("onecycle", "muon"))
 ARMS = ("none", "he", "bn", "gn", "ln")
 Tensors = dict[str, torch.Tensor]  # the parameters of a network, or their gradients, by name
 
@@ -63,6 +64,17 @@ DISTANCES = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)  # along the gradient, time
 def measure_history(run: utils.Run, data: Data) -> dict:
     """Train, and return the history."""
     return {"history": fit(run, assemble(run, data))}
+
+
+def measure_held_out(run: utils.Run, data: Data) -> dict:
+    """Train on what tune.py trains on, and return the history, judged by what it holds out."""
+    held = tune.hold_out(data, tune.HELD_OUT)
+    history = fit(run, assemble(run, held))
+    sizes = {"train_size": len(held.train), "validation_size": len(held.test)}
+    return {
+        "data": {"name": run.recipe.data, **sizes},
+        "history": {name.replace("test_", "validation_"): h for name, h in history.items()},
+    }
 
 
 def measure_averages(run: utils.Run, data: Data) -> dict:
@@ -236,6 +248,10 @@ class Claim:
     protocol: Mapping[str, object] = field(default_factory=dict)  # what else is fixed
 
 
+OPTIMIZERS = {  # four rates each
+    **{f"sgd-{lr:g}": replace(SGD, lr=lr) for lr in (0.01, 0.03, 0.1, 0.3)},
+    **{f"muon-{lr:g}": replace(MUON, lr=lr) for lr in (0.01, 0.02, 0.03, 0.05)},
+}
 PLAIN = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "scheduler": "step", "crop": 0}
 CLAIMS = {
     "rates": Claim(
@@ -245,6 +261,17 @@ CLAIMS = {
             f"{lr:g}": replace(SGD, name=f"rates-{lr:g}", epochs=4, lr=lr)
             for lr in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
         },
+    ),
+    "search": Claim(
+        measure_held_out,
+        ("none", "he"),
+        {value: replace(r, name=f"search-{value}", epochs=10) for value, r in OPTIMIZERS.items()},
+        {"held_out": tune.HELD_OUT},
+    ),
+    "baseline": Claim(
+        measure_history,
+        ("none", "he"),
+        {value: replace(r, name=f"baseline-{value}") for value, r in OPTIMIZERS.items()},
     ),
     "batches": Claim(
         measure_averages,
@@ -288,7 +315,8 @@ def run_claim(claim: str, run: utils.Run, folder: Path = FOLDER) -> str:
     run.get_path(ROOT / "checkpoints" / "claims", ".pt").unlink(missing_ok=True)
     if "diverged" in measured:
         return f"{run.name}: {measured['diverged']}"
-    return f"{run.name}: {measured['history']['test_acc'][-1]:.2f} %"
+    history = measured["history"]
+    return f"{run.name}: {history.get('test_acc', history.get('validation_acc'))[-1]:.2f} %"
 
 
 def is_done(claim: str, run: utils.Run, folder: Path = FOLDER) -> bool:
@@ -302,11 +330,11 @@ def is_done(claim: str, run: utils.Run, folder: Path = FOLDER) -> bool:
 
 
 def parse_value(text: str) -> str:
-    """Return the number as a claim's name has it: 1.0 and 1 are the same."""
+    """Return a number as a claim's name has it, 1.0 as 1, and any other text as it is."""
     try:
         return f"{float(text):g}"
     except ValueError:
-        raise argparse.ArgumentTypeError(f"it is {text!r}, but must be a number") from None
+        return text
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -315,9 +343,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.set_defaults(precision="float32", threads=1)
     parser.add_argument("claim", choices=CLAIMS)
     parser.add_argument("--arms", dest="norms", nargs="+", metavar="ARM", help="default: all")
-    parser.add_argument(
-        "--values", nargs="+", type=parse_value, help="rates or batch sizes; default: all"
-    )
+    parser.add_argument("--values", nargs="+", type=parse_value, help="such as rates; default: all")
     parser.add_argument("--seeds", nargs="+", type=parse_seed, default=[1, 2, 3])
     parser.add_argument("--processes", type=parse_count, default=os.cpu_count())
     options = parser.parse_args(arguments)

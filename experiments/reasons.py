@@ -140,6 +140,63 @@ def format_epochs(epochs: Sequence[float]) -> str:
     return f"{sum(there) / len(there):.2f} ± {get_interval(there):.2f}"
 
 
+# --- Where batch normalization fails -------------------------------------------------------------
+
+
+def make_batch_frame(results: records.Results) -> pd.DataFrame:
+    """Return `make_frame` of `batches`, and again what `bn` has with statistics computed anew."""
+    anew = {
+        (recipe, "bn anew", seed): {"history": {"test_acc": [result["recomputed_acc"]]}}
+        for (recipe, arm, seed), result in results.items()
+        if arm == "bn" and "recomputed_acc" in result
+    }
+    return make_frame({**results, **anew}, "batches")
+
+
+def make_batches(frame: pd.DataFrame) -> str:
+    """Return test accuracy by arm and batch size: the mean of the seeds and its 95 % interval."""
+    frame = frame.fillna({"test": CHANCE})
+    table = {
+        f"`{arm}`": {
+            f"{value:g}": f"{part.test.mean():.2f} ± {get_interval(part.test.tolist()):.2f}"
+            for value, part in frame[frame.arm == arm].groupby("value")
+        }
+        for arm in BATCH_ARMS
+    }
+    return make_markdown(pd.DataFrame.from_dict(table, "index").rename_axis("images a batch"))
+
+
+def draw_batches(frame: pd.DataFrame) -> Figure:
+    """Return test accuracy by batch size: an arm's mean as a line, its runs as dashes."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axis = figure.subplots()
+    for arm, (label, style) in BATCH_ARMS.items():
+        runs = frame[frame.arm == arm].fillna({"test": CHANCE})
+        means = runs.groupby("value").test.mean()
+        axis.plot(means.index, means, label=label, linewidth=1.8, **style)
+        axis.scatter(runs.value, runs.test, s=60, color=style["color"], marker="_")
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(means.index, [f"{size:g}" for size in means.index])
+    axis.set(xlabel="images a batch", ylabel="accuracy on the test images (%)")
+    axis.set_title(
+        "After 5 epochs, the rate in proportion to the batch (line: mean, dash: one run)"
+    )
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower right")
+    return figure
+
+
+BATCH_ARMS = {
+    "bn": ("Batch", STYLES["bn"]),
+    "bn anew": (
+        "Batch, statistics computed anew",
+        STYLES["bn"] | {"linestyle": ":", "marker": "x"},
+    ),
+    "gn": ("Group", STYLES["gn"]),
+    "ln": ("Layer", STYLES["ln"]),
+}
+
+
 # --- Features on one scale -----------------------------------------------------------------------
 
 

@@ -147,6 +147,7 @@ def small(tmp_path, monkeypatch):
     ("claim", "arm", "measured"),
     [
         ("rates", "he", "history"),
+        ("baseline", "none", "history"),
         ("batches", "bn", "recomputed_acc"),
         ("scales", "ln", "after"),
         ("shift", "gn", "rows"),
@@ -157,6 +158,14 @@ def test_each_claim_is_measured_from_end_to_end(claim, arm, measured, small):
     assert result["norm"] == arm
     assert measured in result
     assert said.endswith(f"{result['history']['test_acc'][-1]:.2f} %")
+
+
+def test_the_search_for_the_baseline_s_rates_sees_no_test_image(small, monkeypatch):
+    monkeypatch.setattr(claims.tune, "HELD_OUT", 200)
+    result, said = small("search", "he")
+    assert (result["data"]["train_size"], result["data"]["validation_size"]) == (800, 200)
+    assert not any("test" in key for key in (*result, *result["data"], *result["history"]))
+    assert said.endswith(f"{result['history']['validation_acc'][-1]:.2f} %")
 
 
 @pytest.mark.parametrize(("claim", "changes"), [("rates", {"warmup": 0.0}), ("shift", {})])
@@ -190,11 +199,12 @@ def test_a_result_of_another_protocol_is_refused_by_name(small, tmp_path, monkey
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["speeds"], "'rates', 'batches', 'scales', 'shift'"),
+        (["speeds"], "'rates', 'search', 'baseline', 'batches', 'scales', 'shift'"),
         (["rates", "--arms", "in"], "rates has none, he, bn, gn, ln, but not in"),
         (["shift", "--arms", "he"], "shift has none, bn, gn, ln, but not he"),
         (["rates", "--values", "0.2"], "rates has 0.01, 0.03, 0.1, 0.3, 1, 3, but not 0.2"),
-        (["rates", "--values", "fast"], "it is fast, but must be a number"),
+        (["rates", "--values", "fast"], "rates has 0.01, 0.03, 0.1, 0.3, 1, 3, but not fast"),
+        (["baseline", "--arms", "bn"], "baseline has none, he, but not bn"),
         (["rates", "--seeds", "-1"], "from 0 to 4294967295"),
     ],
 )

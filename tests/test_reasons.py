@@ -219,3 +219,37 @@ def test_the_figure_of_shifts_has_the_steps_that_were_measured(shifts):
     for axis in figure.axes:
         assert [line.get_xdata().tolist() for line in axis.lines] == [[0, 20, 40]] * 2
         assert axis.get_title()
+
+
+@pytest.fixture
+def batches():
+    return {
+        (f"batches-{size}", arm, seed): {
+            "history": {"test_acc": [0.0, accuracy + seed]},
+            **({"recomputed_acc": accuracy + 5.0} if arm == "bn" else {}),
+        }
+        for arm, sizes in {
+            "bn": {4: 50, 64: 70},
+            "gn": {4: 68, 64: 69},
+            "ln": {4: 67, 64: 66},
+        }.items()
+        for size, accuracy in sizes.items()
+        for seed in (1, 2)
+    }
+
+
+def test_batches_show_bn_twice(batches):
+    half = 12.706 / 2
+    assert read_table(reasons.make_batches(reasons.make_batch_frame(batches))) == [
+        ["`bn`", f"51.50 ± {half:.2f}", f"71.50 ± {half:.2f}"],
+        ["`bn anew`", "55.00 ± 0.00", "75.00 ± 0.00"],
+        ["`gn`", f"69.50 ± {half:.2f}", f"70.50 ± {half:.2f}"],
+        ["`ln`", f"68.50 ± {half:.2f}", f"67.50 ± {half:.2f}"],
+    ]
+
+
+def test_the_figure_of_batches_has_a_line_an_arm(batches):
+    axis = reasons.draw_batches(reasons.make_batch_frame(batches)).axes[0]
+    lines = [line.get_ydata().tolist() for line in axis.lines]
+    assert lines == [[51.5, 71.5], [55, 75], [69.5, 70.5], [68.5, 67.5]]
+    assert axis.lines[0].get_xdata().tolist() == [4, 64]
