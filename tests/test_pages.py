@@ -64,11 +64,13 @@ def test_accuracies_stand_only_in_the_tables_that_are_made_from_the_results():
 
 def test_the_commands_are_there_and_ci_runs_the_one_for_the_tests():
     setup = "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt && "
-    run, test = (command.removeprefix(setup) for command in COMMANDS if command.startswith(setup))
+    first = [command.removeprefix(setup) for command in COMMANDS if command.startswith(setup)]
+    run, test, smoke = first
     said = ".venv/bin/jupyter nbconvert --to notebook --execute --output my-run.ipynb "
     assert run.startswith(said), "a copy: the committed run stays"
     assert ROOT / run.split()[-1] in NOTEBOOKS.values()
     assert test == ".venv/bin/pytest"
+    assert smoke == f"RECIPE=smoke {run}".replace("my-run", "my-smoke")
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "grep -m 1 'bin/pytest$' README.md" in ci
 
