@@ -137,6 +137,18 @@ def test_the_finding_on_the_better_recipes_is_what_the_table_says():
     assert said.format(*apart) in FINDINGS
 
 
+def test_what_is_said_of_quick_is_what_the_results_say(evidence):
+    above = subtract(get_means("quick", "test"), [test for _, test in evidence.PUBLISHED.values()])
+    said = "`quick` ends {:.1f}, {:.1f} and {:.1f} points (bn, gn, ln) above the published"
+    assert said.format(*above) in FINDINGS
+    assert min(above) > 1
+    means = get_means("quick", "test")
+    assert f"its three means lie {max(means) - min(means):.1f} points apart" in FINDINGS
+    commits = {RESULTS["quick", norm, s]["environment"]["commit"] for norm in NORMS for s in SEEDS}
+    assert {commit[:7] for commit in commits} == {"6d1ce16"}
+    assert "those of `quick` of 6d1ce16" in LAB_TEXT
+
+
 def test_the_finding_on_group_and_layer_is_what_the_table_says():
     rows = [get_differences("differences", f"`{recipe}`", "gn - ln")[0] for recipe in RECIPES]
     assert not any(shown for row in rows for _, shown in row[:2])

@@ -104,7 +104,7 @@ def test_the_scheduler_gets_all_runs_one_a_job(tmp_path):
     runs = [replicate.parse(job.split("replicate.py ")[1].split()) for job in jobs]
     assert all(len(run.norms) == len(run.recipes) == len(run.seeds) == 1 for run in runs)
     assert "--array=1-5 --wrap " in command
-    assert len({(*run.norms, *run.recipes, *run.seeds) for run in runs}) == 45
+    assert len({(*run.norms, *run.recipes, *run.seeds) for run in runs}) == 60
 
 
 @pytest.mark.parametrize("page", PAGES)
