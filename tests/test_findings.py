@@ -176,6 +176,13 @@ def test_the_finding_on_regularization_is_what_the_tables_say():
     assert not any("*" in row[1] for row in get_rows(LAB, "gap-differences"))
 
 
+def test_the_epochs_to_an_accuracy_are_those_of_the_table():
+    to_70 = {tuple(re.findall(r"`(\w+)`", row[0])): row[2] for row in get_rows(LAB, "speed")}
+    for recipe, said in (("reference", "take {}, {} and {} epochs"), ("muon", "but {}, {} and {}")):
+        epochs = (f"{float(to_70[recipe, norm].split(' ')[0]):.1f}" for norm in NORMS)
+        assert f"{said.format(*epochs)} with `{recipe}`" in TEXT
+
+
 def test_the_findings_numbers_are_those_of_the_results():
     reference, onecycle, muon = (get_means(recipe, "test") for recipe in RECIPES)
     said = "`onecycle` ends {:.1f}, {:.1f} and {:.1f} points above `reference` (bn, gn, ln)"
