@@ -142,6 +142,18 @@ def test_what_is_said_of_quick_is_what_the_results_say(evidence):
     said = "`quick` ends {:.1f}, {:.1f} and {:.1f} points (bn, gn, ln) above the published"
     assert said.format(*above) in FINDINGS
     assert min(above) > 1
+    cells = [list(map(float, row[1:])) for row in get_rows(LAB, "minutes")]
+    usual, bfloat16, float32 = (sorted(row[i] for row in cells) for i in (1, 3, 6))
+    assert f"takes {bfloat16[0]} to {bfloat16[-1]} minutes in bfloat16 and" in FINDINGS
+    assert f"and {float32[0]} to {float32[-1]} in float32, where" in FINDINGS
+    assert f"takes {usual[0]:.0f} to {usual[-1]:.0f} minutes with `reference`" in FINDINGS
+    for i, result in (
+        (2, ("reference", RESULTS)),
+        (5, ("quick", BFLOAT16)),
+        (8, ("quick", RESULTS)),
+    ):
+        means = get_means(result[0], "test", result[1])
+        assert [row[i] for row in cells] == pytest.approx(means, abs=0.006)
     means = get_means("quick", "test")
     assert f"its three means lie {max(means) - min(means):.1f} points apart" in FINDINGS
     commits = {RESULTS["quick", norm, s]["environment"]["commit"] for norm in NORMS for s in SEEDS}
