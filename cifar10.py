@@ -63,7 +63,7 @@ def get_root(text: str | Path | None, default: str | Path = "data") -> Path:
     if text.startswith("~") or (text and not os.path.exists(text)):  # Path.exists can raise
         text = _expand(text)
     root = Path(text or default).absolute()
-    if root.parent.name == CIFAR10.base_folder:
+    if root.parent.name == CIFAR10.base_folder and not root.is_dir():
         root = root.parent
     return root.parent if root.name in (CIFAR10.base_folder, CIFAR10.filename) else root
 
@@ -73,7 +73,8 @@ def _expand(text: str) -> str:
     text = os.path.expandvars(text)
     if unset := re.search(r"\$\{?\w+|%\w+%", text):
         raise ValueError(f"{wrong} the variable {unset[0]} is not set")
-    if re.match(r"\w\w+:/", text) or (os.name != "nt" and re.match(r"\w:[\\/]", text)):
+    foreign = re.match(r"\w:[\\/]|\\\\", text) and os.name != "nt"
+    if foreign or re.match(r"[\w.@-]{2,}:[\\/]", text) or re.search(r"\$\(|`", text):
         raise ValueError(f"{wrong} must be the path of a folder of this system")
     try:
         return str(Path(text).expanduser())

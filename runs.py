@@ -102,9 +102,14 @@ def get_code() -> dict[str, str | bool]:
     """
     git = ["git", "-C", str(Path(__file__).resolve().parent)]
     try:
-        commit, changed = (
+        # The first fails where another repository, which does not know this file, is around it.
+        _, commit, changed = (
             subprocess.run([*git, *what], capture_output=True, check=True).stdout.decode().strip()
-            for what in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "*.py"])
+            for what in (
+                ["ls-files", "--error-unmatch", Path(__file__).name],
+                ["rev-parse", "HEAD"],
+                ["status", "--porcelain", "--", "*.py"],
+            )
         )
     except (OSError, subprocess.CalledProcessError):
         return {}
@@ -175,13 +180,16 @@ class Checkpoint:
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler,
         folder: str | Path,
+        steps: int,
     ):
+        """Take the run, its parts, and the number of steps in an epoch."""
         self.path = run.get_path(folder, ".pt")
         self.parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
         self.device = next(model.parameters()).device
         # Only a run of which all of this is the same would end in the same digits.
         environment = get_environment(self.device, run.precision)
-        self.identity = {"format": 2, **asdict(run), "environment": environment}
+        network = {"network": str(model), "steps": steps}
+        self.identity = {"format": 3, **asdict(run), "environment": environment, **network}
         get_code()  # now: the files may change while the run lasts
 
     def save(self, history: Mapping[str, list[float]]) -> None:
@@ -231,7 +239,7 @@ class Checkpoint:
         if damaged:
             return {}, "is damaged"
         if not isinstance(state, dict) or state.get("identity") != self.identity:
-            return {}, "is of another recipe, norm, seed, precision or version"
+            return {}, "is of another recipe, norm, seed, precision, network, data or version"
         return state, ""
 
 
@@ -301,6 +309,14 @@ def describe(run: Run, data: Any, device: torch.device) -> dict[str, Any]:
     }
 
 
+def is_same_recipe(theirs: Mapping[str, Any], recipe: Any) -> bool:
+    """Tell whether `theirs`, of a result, are the fields of the recipe.
+
+    A field that is newer than the result had no effect then, as it has none at its default.
+    """
+    return asdict(type(recipe)(recipe.name)) | theirs == asdict(recipe)
+
+
 def make_json(result: Mapping[str, Any]) -> Callable[[BinaryIO], object]:
     """Return the writer, for `write_whole`, of a result as JSON.
 
@@ -324,17 +340,17 @@ def save_result(
 
     `clean_train_acc` is the final accuracy (%) on the training images without augmentation,
     `prediction` the final log-probabilities (N, 10) of the test set. A run on stand-in data writes
-    nothing, nor does one over the result of a longer run. Both files appear whole or not at all;
-    raises OSError if they can't, and FloatingPointError for what is not finite. A finished run's
-    checkpoint is removed.
+    nothing, nor does one over a result of other hyperparameters or other data. Both files appear
+    whole or not at all; raises OSError if they can't, and FloatingPointError for what is not
+    finite. A finished run's checkpoint is removed.
     """
     path = run.get_path(folder, ".json")
     if data.stand_in:
         said = f"Nothing was written: this run was on {run.recipe.data}."
-    elif _count_epochs(path) > run.recipe.epochs:
+    elif other := _find_difference(path, describe(run, data, prediction.device), run.recipe):
         return (
-            f"Nothing was written: {path} is there, of a run of more epochs. Move it away and run "
-            "this again: the checkpoint is kept, so nothing is trained twice."
+            f"Nothing was written: {path} is there, of other {other}. Move it away and run this "
+            "again: the checkpoint is kept, so nothing is trained twice."
         )
     else:
         weights, state = path.with_suffix(".pt"), model.state_dict()
@@ -354,9 +370,13 @@ def save_result(
     return said
 
 
-def _count_epochs(path: Path) -> int:
-    """Return the epochs of the result at `path`, 0 if there is none that can be read."""
+def _find_difference(path: Path, ours: Mapping[str, Any], recipe: Any) -> str:
+    """Return what a result at `path` is of, that ours is not; "" if it is the same or none."""
     try:
-        return len(json.loads(path.read_text(encoding="utf-8"))["history"]["test_acc"])
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        same, data = is_same_recipe(dict(theirs["recipe"]), recipe), theirs["data"]
     except (OSError, ValueError, LookupError, TypeError):
-        return 0
+        return ""
+    if not same:
+        return "hyperparameters"
+    return "data" if data != ours["data"] else ""

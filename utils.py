@@ -50,6 +50,7 @@ class Recipe:
     step_epochs: int = 6  # step: epochs between two drops of the learning rate
     step_factor: float = 0.1  # step: what a drop multiplies it by
     loss: str = "nll"  # negative log likelihood
+    groups: int = 4  # of group normalization
     dropout: float = 0.0  # probability
     crop: int = 2  # pixels by which an image is shifted at most, in both directions
     rotation: float = 0.0  # degrees by which an image is turned at most, either way
@@ -59,10 +60,14 @@ class Recipe:
     def __post_init__(self):
         for field in fields(self):
             self._check(field.name, field.type, getattr(self, field.name), field.default)
-        if not re.fullmatch(r"\w[\w.+-]*", self.name, re.ASCII):
+        if not re.fullmatch(r"\w[\w.+-]{,99}", self.name, re.ASCII):
             raise ValueError(f"name is {self.name!r}, but must be fit for the name of a file")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov is True, but momentum is 0: it must be above 0 for that")
+        if self.warmup == 0 and self.start_factor != Recipe.start_factor:
+            raise ValueError(
+                f"start_factor is {self.start_factor!r}, but has no effect with warmup 0"
+            )
 
     def _check(self, name: str, kind: type, value: object, default: object) -> None:
         what = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
@@ -97,9 +102,10 @@ _CHOICES = {
     "optimizer": ("sgd", "muon"),
     "scheduler": ("onecycle", "step"),
     "loss": ("nll",),
+    "groups": (1, 2, 4, 8),  # they divide the channels of every layer
 }
 _BOUNDS = {
-    **dict.fromkeys(("epochs", "batch_size", "step_epochs"), (1, math.inf)),
+    **dict.fromkeys(("epochs", "batch_size", "step_epochs"), (1, 2**31)),
     **dict.fromkeys(("lr", "affine_lr", "weight_decay"), (0, torch.finfo(torch.float32).max)),
     **dict.fromkeys(("warmup", "flip"), (0, 1)),
     "dropout": (0, 0.99),  # at 1 nothing would be left
@@ -145,8 +151,9 @@ def get_recipe(name: str | Recipe) -> Recipe:
     """
     if isinstance(name, Recipe):
         return name
-    _check_choice("RECIPE", name.strip(), RECIPES)
-    return RECIPES[name.strip()]
+    name = str(name).strip()
+    _check_choice("RECIPE", name, RECIPES)
+    return RECIPES[name]
 
 
 def set_seed(seed: int) -> None:
@@ -170,7 +177,7 @@ def get_precision(name: str | None, device: torch.device) -> str:
     "native", as which an empty one counts, is bfloat16 where the hardware computes in it, and
     float32 elsewhere. Raises ValueError, listing the known ones, for another name.
     """
-    chosen = (name or "").strip() or "native"
+    chosen = str(name or "").strip() or "native"
     _check_choice("PRECISION", chosen, ("native", *PRECISIONS))
     if chosen != "native":
         return chosen
@@ -583,7 +590,7 @@ def assemble(run: Run, data: Data) -> tuple:
     train_loader = get_loader(data.train, transforms, recipe.batch_size, shuffle=True)
     test_loader = get_loader(data.test, get_test_transforms(), recipe.batch_size)
     set_seed(run.seed)
-    model = Session8Net(run.norm, dropout=recipe.dropout)
+    model = Session8Net(run.norm, recipe.groups, recipe.dropout)
     model = model.to(device, memory_format=torch.channels_last)
     optimizer = get_optimizer(model, recipe)
     scheduler = get_scheduler(optimizer, recipe, len(train_loader))
@@ -619,10 +626,11 @@ def fit(
     Raises FloatingPointError if a loss or a weight is not finite, with the last checkpoint left as
     it was, and RuntimeError for a model already trained.
     """
-    checkpoint = Checkpoint(run, model, optimizer, scheduler, folder)
+    epochs, steps = run.recipe.epochs, len(train_loader)
+    checkpoint = Checkpoint(run, model, optimizer, scheduler, folder, steps)
     set_seed(run.seed)
     history = checkpoint.load() or {column: [] for column in COLUMNS}
-    done, epochs, steps = len(history["lr"]), run.recipe.epochs, len(train_loader)
+    done = len(history["lr"])
     if scheduler.last_epoch != done * steps:
         raise RuntimeError("This model is trained already: run the notebook from block 5 on.")
     header = "epoch" + "".join(f"{column:>12}" for column in COLUMNS)

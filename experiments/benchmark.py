@@ -248,7 +248,8 @@ def make_minutes(norm: str, measured: dict[str, tuple[list[float], float]]) -> s
 
     They are those of the textbook loop, for the epochs that REFERENCE needs and without any
     evaluation, and ours of the whole of QUICK, with an evaluation after each epoch, in the chosen
-    precision and in float32; then usual / ours. Accuracies are the means of the runs in results/.
+    precision and in float32; then usual / ours. Accuracies are the means of the runs in results/,
+    a dash where there are none.
     """
     step = get_medians(measured)
     reference = load_histories(REFERENCE, norm, "float32")
@@ -260,7 +261,7 @@ def make_minutes(norm: str, measured: dict[str, tuple[list[float], float]]) -> s
         quick = QUICK.epochs * (EPOCH * step[kind] + evaluation) / 60_000
         accuracy = average([h[-1] for h in load_histories(QUICK, norm, precision)])
         cells += [f"{quick:.1f}", f"{usual / quick:.1f}", f"{accuracy:.2f}"]
-    return f"| {norm} | {' | '.join(cells)} |"
+    return f"| {norm} | {' | '.join(cells).replace('nan', '–')} |"
 
 
 def load_histories(recipe: utils.Recipe, norm: str, precision: str) -> list[list[float]]:

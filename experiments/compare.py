@@ -2,9 +2,9 @@
 
     python experiments/compare.py --recipe muon --seed 1
 
-It takes the results and weights that the three notebooks left in results/ in the precision that the
-variable PRECISION names, and CIFAR-10 from the folder CIFAR10_ROOT (default the repository's data).
-The table is printed; the figure is written to a file.
+It takes the results and weights that the three notebooks left in results/; the variables RECIPE,
+SEED and PRECISION choose them as they do for the notebooks. CIFAR-10 is read from the folder
+CIFAR10_ROOT (default the repository's data). The table is printed; the figure is written to a file.
 """
 
 import argparse
@@ -124,7 +124,10 @@ def draw_curves(axis: Axes, results: Mapping[str, dict]) -> None:
 
 def parse_figure(text: str) -> Path:
     """Return the path of a figure that can be written there: known before anything is computed."""
-    path, known = Path(text).expanduser(), Figure().canvas.get_supported_filetypes()
+    path, known = (
+        Path(os.path.expandvars(text)).expanduser(),
+        Figure().canvas.get_supported_filetypes(),
+    )
     if path.suffix[1:].lower() not in known:
         raise argparse.ArgumentTypeError(f"{text!r} must end in one of {', '.join(sorted(known))}")
     if not path.absolute().parent.is_dir() or path.is_dir():
@@ -136,10 +139,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     recipes = [name for name, recipe in utils.RECIPES.items() if recipe.data == CIFAR]
-    parser.add_argument("--recipe", choices=recipes, default="muon")
-    parser.add_argument("--seed", type=parse_seed, default=1)
+    chosen = {name: (os.environ.get(name) or "").strip() for name in ("RECIPE", "SEED")}
+    parser.add_argument("--recipe", default=chosen["RECIPE"] or "muon")
+    parser.add_argument("--seed", type=parse_seed, default=chosen["SEED"] or "1")
     parser.add_argument("--output", type=parse_figure, default="comparison.png", metavar="FILE")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.recipe not in recipes:  # argparse does not look at a default
+        parser.error(f"the recipe is {options.recipe!r}, but must be one of {', '.join(recipes)}")
+    return options
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import argparse
 import math
 import re
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import pandas as pd
@@ -37,12 +37,12 @@ def make_frame(results: Results) -> pd.DataFrame:
     """Return a row a run: recipe, norm, seed, and final accuracies (%), never the best epoch's.
 
     `gap` is train minus test, in points; `clean` is the accuracy on the training images as they
-    are, nan where a run has none, and `clean_gap` that minus test. Runs of other seeds than SEEDS
-    are left out.
+    are, nan where a run has none, and `clean_gap` that minus test. Runs of other norms than NORMS
+    and of other seeds than SEEDS are left out.
     """
     rows = []
     for (recipe, norm, seed), run in results.items():
-        if seed in SEEDS:
+        if seed in SEEDS and norm in NORMS:
             last = {k: v[-1] for k, v in run["history"].items() if k.endswith("_acc")}
             last["clean"] = run.get("clean_train_acc", math.nan)
             rows.append({"recipe": recipe, "norm": norm, "seed": seed} | last)
@@ -250,6 +250,9 @@ def main() -> None:
     folder = ROOT / "results"
     results, bfloat16 = (records.load_results(folder / name) for name in utils.PRECISIONS)
     trials = records.load_results(folder / "tuning" / "bfloat16")
+    for recipe, norm, seed in results.keys() & set(product(SHOWN, NORMS, SEEDS)):
+        run = utils.Run(utils.get_recipe(recipe), norm, seed, "float32")
+        records.is_done(run, folder)  # ValueError for other hyperparameters
     frame = make_frame(results)
     data = records.get_data(utils.get_recipe("muon"))
     tables = {

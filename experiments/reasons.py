@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 
 import numpy as np
 import pandas as pd
@@ -356,7 +356,8 @@ def make_equal_loss(results: records.Results, recipes: Sequence[str]) -> str:
     """
     rows = []
     for recipe in recipes:
-        runs = {key: run for key, run in results.items() if key[0] == recipe and key[2] in SEEDS}
+        keys = set(product([recipe], NORMS, SEEDS))
+        runs = {key: run for key, run in results.items() if key in keys}
         level = get_level(runs.values())
         for (_, norm, seed), run in runs.items():
             history = run["history"]

@@ -4,7 +4,6 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -15,7 +14,7 @@ import torch  # noqa: E402
 import utils  # noqa: E402
 from cifar10 import CIFAR, Data, get_root, load_cifar10  # noqa: E402
 from models import Session8Net  # noqa: E402
-from runs import Progress  # noqa: E402
+from runs import PRECISIONS, Progress, is_same_recipe  # noqa: E402
 
 NAMES = {"bn": "Batch", "gn": "Group", "ln": "Layer", "none": "No"}  # ... normalization
 NORMS = ("bn", "gn", "ln")  # those that are compared; each has a notebook
@@ -43,19 +42,27 @@ def fetch_data(runs: Iterable[utils.Run]) -> None:
 def load_result(path: Path) -> dict:
     """Return the result in that file.
 
-    Raises ValueError if it holds something else, or another run's result than its name says.
+    Raises ValueError if it holds something else, a number that is not finite, or another run's
+    result than its name and its folder say.
     """
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
         name = f"{result['recipe']['name']}-{result['norm']}-seed{result['seed']}"
         whole = {"history", "environment"} <= result.keys()
     except (ValueError, LookupError, TypeError, AttributeError):
         whole = False
     if not whole:
         raise ValueError(f"{path} is not the result of a run. Move it away.")
+    precision = result["environment"].get("precision")
+    if path.parent.name in PRECISIONS and path.parent.name != precision:
+        raise ValueError(f"{path} is the result of a run in {precision}: move it away.")
     if path.stem != name:
         raise ValueError(f"{path} is the result of {name}: give it that name, or move it away.")
     return result
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no result")
 
 
 def load_results(folder: Path) -> Results:
@@ -68,7 +75,7 @@ def load_model(result: dict) -> Session8Net:
     """Return the trained network of a result, from the weights in results/, on the device."""
     recipe = utils.Recipe(**result["recipe"])
     run = utils.Run(recipe, result["norm"], result["seed"], result["environment"]["precision"])
-    model = Session8Net(run.norm, dropout=recipe.dropout)
+    model = Session8Net(run.norm, recipe.groups, recipe.dropout)
     path = run.get_path(ROOT / "results", ".pt")
     model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
     return model.to(utils.get_device(), memory_format=torch.channels_last)
@@ -76,14 +83,12 @@ def load_model(result: dict) -> Session8Net:
 
 def is_done(run: utils.Run, folder: Path) -> bool:
     """Tell whether the run's result is in `folder`; ValueError if another recipe's is there."""
-    path, recipe = run.get_path(folder, ".json"), run.recipe
+    path = run.get_path(folder, ".json")
     if not path.exists():
         return False
-    # A field that is newer than the result had no effect then, as it has none at its default.
-    theirs = asdict(type(recipe)(recipe.name)) | load_result(path)["recipe"]
-    if theirs != asdict(recipe):
+    if not is_same_recipe(load_result(path)["recipe"], run.recipe):
         raise ValueError(
-            f"{path} is of other hyperparameters than recipe {recipe.name!r} has now. "
+            f"{path} is of other hyperparameters than recipe {run.recipe.name!r} has now. "
             "Move it away to run it anew."
         )
     return True

@@ -172,7 +172,7 @@ def parse_count(text: str) -> int:
 def parse_folder(text: str) -> Path:
     """Return the absolute folder, made if it is not there."""
     try:
-        folder = Path(text).expanduser().absolute()
+        folder = Path(os.path.expandvars(text)).expanduser().absolute()
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} can't be a folder: {error}") from None

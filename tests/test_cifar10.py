@@ -95,12 +95,21 @@ def test_a_data_folder_of_a_variable_that_is_not_set_is_refused(text):
         ("file:///x/y", "must be the path of a folder"),
         ("https://host/x", "must be the path of a folder"),
         pytest.param("C:\\x", "must be the path of a folder", marks=not_on_windows),
+        ("user@host:/x", "must be the path of a folder"),
+        ("$(pwd)/x", "must be the path of a folder"),
+        pytest.param(r"\\server\x", "must be the path of a folder", marks=not_on_windows),
         pytest.param("D:/x", "must be the path of a folder", marks=not_on_windows),
     ],
 )
 def test_what_is_no_path_of_this_system_is_refused(text, said):
     with pytest.raises(ValueError, match=re.escape(f"CIFAR10_ROOT is {text!r}, but {said}")):
         cifar10.get_root(text)
+
+
+def test_a_folder_in_the_data_s_own_is_not_a_file_of_it(tmp_path):
+    folder = tmp_path / "cifar-10-batches-py" / "mine"
+    folder.mkdir(parents=True)
+    assert cifar10.get_root(folder) == folder
 
 
 @pytest.mark.parametrize("name", ["a$b", "%a%", "${c}"])

@@ -161,11 +161,15 @@ def test_each_claim_is_measured_from_end_to_end(claim, arm, measured, small):
 
 
 def test_the_search_for_the_baseline_s_rates_sees_no_test_image(small, monkeypatch):
-    monkeypatch.setattr(claims.tune, "HELD_OUT", 200)
+    held = replace(claims.CLAIMS["search"], protocol={"held_out": 200})
+    monkeypatch.setitem(claims.CLAIMS, "search", held)
     result, said = small("search", "he")
-    assert (result["data"]["train_size"], result["data"]["validation_size"]) == (800, 200)
-    assert not any("test" in key for key in (*result, *result["data"], *result["history"]))
     assert said.endswith(f"{result['history']['validation_acc'][-1]:.2f} %")
+    diverged, _ = small("search", "he", lr=1e30, warmup=0.5)
+    assert "diverged" in diverged
+    for made in (result, diverged):
+        assert (made["data"]["train_size"], made["data"]["validation_size"]) == (800, 200)
+        assert not any("test" in key for key in (*made, *made["data"], *made["history"]))
 
 
 @pytest.mark.parametrize(("claim", "changes"), [("rates", {"warmup": 0.0}), ("shift", {})])

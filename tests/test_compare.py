@@ -73,15 +73,31 @@ def test_a_run_that_is_missing_is_named_with_what_makes_it(monkeypatch, tmp_path
     assert "-bn-" not in str(error.value)
 
 
-def test_a_recipe_that_leaves_no_result_is_not_to_be_chosen(capsys):
+@pytest.mark.parametrize("options", [["--recipe", "smoke"], []])
+def test_a_recipe_that_leaves_no_result_is_not_to_be_chosen(options, capsys, monkeypatch):
+    monkeypatch.setenv("RECIPE", "smoke")
     with pytest.raises(SystemExit):
-        compare.parse(["--recipe", "smoke"])
-    assert "quick" in capsys.readouterr().err
+        compare.parse(options)
+    assert "the recipe is 'smoke', but must be one of muon, quick" in capsys.readouterr().err
+
+
+def test_the_variables_choose_what_the_options_do_not(monkeypatch):
+    monkeypatch.setenv("RECIPE", "quick")
+    monkeypatch.setenv("SEED", " 3")
+    options = compare.parse([])
+    assert (options.recipe, options.seed) == ("quick", 3)
+    options = compare.parse(["--recipe", "muon", "--seed", "2"])
+    assert (options.recipe, options.seed) == ("muon", 2)
+    monkeypatch.delenv("RECIPE")
+    assert compare.parse([]).recipe == "muon"
 
 
 @pytest.mark.parametrize("place", ["figure.txt", "nowhere/figure.png", "", "folder.png"])
-def test_a_figure_that_can_t_be_written_is_refused_before_anything_is_computed(place, capsys):
+def test_a_figure_that_can_t_be_written_is_refused_before_anything_is_computed(
+    place, capsys, monkeypatch
+):
     Path("folder.png").mkdir()
+    monkeypatch.setenv("RECIPE", "muon")
     with pytest.raises(SystemExit):
         compare.parse(["--output", place])
     assert f"argument --output: {place!r} must" in capsys.readouterr().err

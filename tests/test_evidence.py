@@ -40,12 +40,13 @@ def test_means_are_over_the_seeds_and_of_the_last_epoch():
     assert row in read_table(evidence.make_table(frame))
 
 
-def test_a_seed_that_the_pages_do_not_name_changes_none_of_their_tables():
+def test_a_seed_or_a_norm_that_the_pages_do_not_name_changes_none_of_their_tables():
     results = make_results()
     expected = evidence.make_seeds(evidence.make_frame(results))
     for norm in NORMS:
         results["onecycle", norm, 6] = results["onecycle", norm, 1]
         results["mine", norm, 1] = results["onecycle", norm, 1]
+        results["onecycle", "none", 1] = results["onecycle", norm, 1]
     assert evidence.make_seeds(evidence.make_frame(results)) == expected
 
 

@@ -155,8 +155,9 @@ def test_none_keeps_the_memory_format():
 @pytest.mark.parametrize("norm", ["BN", "", None, "instance", "None"])
 def test_an_unknown_norm_is_refused_with_the_known_ones(norm):
     for make in (Session8Net, lambda norm: get_norm(norm, 8)):
-        with pytest.raises(ValueError, match=f"{norm!r}, but .* 'bn', 'gn', 'ln', 'none'"):
+        with pytest.raises(ValueError, match=f"{norm!r}, but ") as error:
             make(norm)
+        assert all(repr(name) in str(error.value) for name in OUR_NORMS)
 
 
 def test_the_norm_cannot_be_left_out():

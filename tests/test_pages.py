@@ -75,7 +75,8 @@ def test_the_commands_are_there_and_ci_runs_the_one_for_the_tests():
     assert "grep -m 1 'bin/pytest$' README.md" in ci
 
 
-def test_the_experiments_take_the_options_that_are_shown():
+def test_the_experiments_take_the_options_that_are_shown(monkeypatch):
+    monkeypatch.delenv("RECIPE")
     shown = re.findall(r"\.venv/bin/python experiments/(\w+)\.py(.*)", "\n".join(COMMANDS))
     parsers = {m.__name__: m.parse for m in (replicate, tune, claims, compare, benchmark)}
     for name, options in shown:

@@ -1,6 +1,7 @@
 """Reading results: the right run under its own name, or an error that names the file."""
 
 import json
+import math
 from dataclasses import asdict
 
 import pytest
@@ -12,6 +13,7 @@ from common import ROOT, make_run
 def write(folder, run, name=None, **changes):
     result = {"recipe": asdict(run.recipe), "norm": run.norm, "seed": run.seed}
     result |= {"history": {}, "environment": {}} | changes
+    result["environment"].setdefault("precision", run.precision)
     path = (folder / run.precision / f"{name or run.name}").with_suffix(".json")
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result), encoding="utf-8")
@@ -38,6 +40,18 @@ def test_a_copy_under_another_name_is_refused_by_name(name, tmp_path):
     write(tmp_path, make_run())
     write(tmp_path, make_run(), name)
     with pytest.raises(ValueError, match=f"{name}.json is the result of onecycle-bn-seed1"):
+        records.load_results(tmp_path / "float32")
+
+
+def test_a_result_in_the_folder_of_another_precision_is_refused(tmp_path):
+    write(tmp_path, make_run(), environment={"precision": "bfloat16"})
+    with pytest.raises(ValueError, match="seed1.json is the result of a run in bfloat16"):
+        records.load_results(tmp_path / "float32")
+
+
+def test_a_number_that_is_not_finite_is_no_result(tmp_path):
+    write(tmp_path, make_run(), history={"test_acc": [math.nan]})
+    with pytest.raises(ValueError, match="is not the result of a run"):
         records.load_results(tmp_path / "float32")
 
 

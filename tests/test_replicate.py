@@ -159,7 +159,7 @@ def test_the_precision_is_that_of_the_variable_or_the_machine_s(monkeypatch, cap
         (["--threads", "-1"], "--threads"),
         (["--threads", "1.5"], "it is '1.5', but must be a whole number from 1 on"),
         (["--seeds", "4294967296"], "from 0 to 4294967295"),
-        (["--norms", "BN"], "'bn', 'gn', 'ln', 'none'"),
+        (["--norms", "BN"], "invalid choice: 'BN'"),
         (["--recipes", "twocycle"], "'onecycle'"),
         (["--keep", __file__], f"'{__file__}' can't be a folder"),
     ],
@@ -167,7 +167,7 @@ def test_the_precision_is_that_of_the_variable_or_the_machine_s(monkeypatch, cap
 def test_an_option_out_of_its_range_says_what_is_right(options, said, capsys):
     with pytest.raises(SystemExit):
         replicate.parse(options)
-    assert said in capsys.readouterr().err.replace("bn, gn, ln, none", "'bn', 'gn', 'ln', 'none'")
+    assert said in capsys.readouterr().err
 
 
 def test_a_run_that_is_asked_for_twice_is_run_once():

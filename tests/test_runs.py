@@ -153,6 +153,10 @@ def test_the_code_is_known_by_its_commit_and_is_clean_as_committed(get_code, mon
     assert get_code() == {"commit": commit, "clean": True}
     Path("runs.py").write_text("x = 2\n")
     assert get_code() == {"commit": commit, "clean": False}
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "unpacked" / "runs.py"))
+    Path("unpacked").mkdir()
+    Path("unpacked/runs.py").write_text("x = 3\n")
+    assert get_code() == {}, "the repository around it is another"
 
 
 @pytest.mark.parametrize(
@@ -287,8 +291,9 @@ def interrupt(epoch, run=RUN):
 
 def load(run=RUN):
     """Return the history that a checkpoint of the run gives, and the model with its state."""
-    model, _, _, optimizer, scheduler, _ = prepare(run, make_dataset(64))
-    return runs.Checkpoint(run, model, optimizer, scheduler, "checkpoints").load(), model
+    model, loader, _, optimizer, scheduler, _ = prepare(run, make_dataset(64))
+    parts = (model, optimizer, scheduler, "checkpoints", len(loader))
+    return runs.Checkpoint(run, *parts).load(), model
 
 
 RECIPES = {
@@ -410,8 +415,21 @@ def test_a_checkpoint_of_another_recipe_is_kept_and_not_used(change, capsys):
     capsys.readouterr()
     assert is_same(fit(other), get_whole(other))
     said = capsys.readouterr().out
-    assert f"{PATH} is of another recipe, norm, seed, precision or version. It is kept as" in said
+    assert f"{PATH} is of another recipe, norm, seed, precision, network, data or version." in said
     assert content in [path.read_bytes() for path in PATH.parent.glob("*-unused-*.pt")]
+
+
+def test_a_checkpoint_of_other_data_or_another_network_is_kept_and_not_used(capsys):
+    interrupt(2)
+    run = utils.fit(RUN, *prepare(RUN, make_dataset(256)))  # of more steps an epoch
+    assert len(run["lr"]) == RUN.recipe.epochs
+    assert "network, data or version" in capsys.readouterr().out
+    PATH.unlink()
+    interrupt(2)
+    model, *parts = prepare(RUN, make_dataset(64))
+    model.layers.C5.norm.eps = 0.1  # what no weight and no recipe shows
+    assert len(utils.fit(RUN, model, *parts)["lr"]) == RUN.recipe.epochs
+    assert "network, data or version" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("change", [{"norm": "gn"}, {"seed": 2}, {"precision": "bfloat16"}])
@@ -440,7 +458,10 @@ def test_a_checkpoint_of_another_environment_is_not_used(owner, name, value, mon
         fit()
     capsys.readouterr()
     assert load()[0] == {}
-    assert "is of another recipe, norm, seed, precision or version" in capsys.readouterr().out
+    assert (
+        "is of another recipe, norm, seed, precision, network, data or version"
+        in capsys.readouterr().out
+    )
     assert is_same(fit(), get_whole())
 
 
@@ -642,10 +663,10 @@ def test_an_epoch_that_ends_not_finite_is_named_and_leaves_the_last_checkpoint(
 RESULT = Path("results/float32/onecycle-gn-seed7.json")
 
 
-def save_result(norm="gn", seed=7, history=None, clean=51.5, prediction=None, **changes):
+def save_result(norm="gn", seed=7, history=None, clean=51.5, prediction=None, size=20, **changes):
     """Save the result of a run that never ran; return its model and what was said."""
     run = make_run(norm=norm, seed=seed, **changes)
-    dataset = make_dataset(20)
+    dataset = make_dataset(size)
     data = cifar10.Data(tuple("abcdefghij"), dataset, dataset, stand_in=run.recipe.name == "smoke")
     if prediction is None:
         prediction = F.one_hot(dataset.tensors[1], 10).float()
@@ -705,19 +726,32 @@ def test_a_smoke_run_writes_nothing_and_leaves_what_is_there():
     assert not checkpoint.exists()
 
 
-def test_a_result_is_not_overwritten_by_a_run_of_fewer_epochs():
+@pytest.mark.parametrize("change", [{"epochs": 19}, {"lr": 0.01}, {"groups": 8}, {"size": 10}])
+def test_a_result_of_other_hyperparameters_or_data_is_not_overwritten(change):
     save_result()
     before = read_all("results")
     checkpoint = make_run(norm="gn", seed=7).get_path("checkpoints", ".pt")
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
-    _, said = save_result(epochs=19)
-    assert f"{RESULT} is there, of a run of more epochs" in said
+    _, said = save_result(**change)
+    what = "data" if "size" in change else "hyperparameters"
+    assert f"Nothing was written: {RESULT} is there, of other {what}. Move it away" in said
     assert read_all("results") == before
     assert checkpoint.exists(), "its epochs are lost"
-    save_result(lr=0.01)
-    assert read_all("results") != before
+    save_result(clean=52.5)
+    assert read_result()["clean_train_acc"] == 52.5
     assert not checkpoint.exists()
+
+
+def test_a_result_from_before_a_field_was_added_is_of_its_default():
+    save_result()
+    old = read_result()
+    del old["recipe"]["groups"]
+    RESULT.write_text(json.dumps(old), encoding="utf-8")
+    _, said = save_result(groups=8)
+    assert "of other hyperparameters" in said
+    save_result()
+    assert read_result()["recipe"]["groups"] == 4
 
 
 @pytest.mark.parametrize("content", ["", '{"history": {"test_acc": [1.0', "[]", '{"history": 3}'])
@@ -740,7 +774,7 @@ def test_a_result_that_cannot_be_written_leaves_the_old_one_whole(file, monkeypa
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match=f"{RESULT} could not be written .No space.*unchanged"):
-        save_result(lr=0.01)
+        save_result(clean=52.5)
     assert read_all("results") == before
 
 
@@ -787,7 +821,7 @@ import test_runs
 warnings.simplefilter("error", EncodingWarning)
 test_runs.save_result()
 _, said = test_runs.save_result(epochs=19)  # which reads the first
-assert "is there, of a run of more epochs" in said
+assert "is there, of other hyperparameters" in said
 """
 
 

@@ -73,6 +73,15 @@ BAD = {
     "a resize by all": (lambda: utils.RandomAffine(0, 1), "resize is 1, but .* to 0.99"),
     # names, each with the known ones
     "recipe": (lambda: get_recipe("One"), "'muon', 'quick', 'onecycle', 'reference', .*'smoke'"),
+    "a recipe of 5": (lambda: get_recipe(5), "RECIPE is '5', but must be one of 'muon'"),
+    "a precision of 32": (lambda: utils.get_precision(32, CPU), "PRECISION is '32', but must be"),
+    "three groups": (lambda: Recipe("x", groups=3), "groups is 3, but must be one of 1, 2, 4, 8"),
+    "a long name": (lambda: Recipe("x" * 101), "must be fit for the name of a file"),
+    "a batch of 10^19": (lambda: Recipe("x", batch_size=10**19), "batch_size is 1000"),
+    "a start without warm-up": (
+        lambda: Recipe("x", warmup=0.0, start_factor=0.01),
+        "start_factor is 0.01, but has no effect with warmup 0",
+    ),
     "precision": (lambda: utils.get_precision("half", CPU), "'native', 'float32', 'bfloat16'"),
     "optimizer": (lambda: Recipe("x", optimizer="adam"), "optimizer is 'adam'.*'sgd', 'muon'"),
     "scheduler": (
@@ -187,7 +196,7 @@ def test_a_value_that_cannot_be_meant_is_refused_and_its_field_is_named(fields):
 
 def test_values_at_the_edge_are_taken():
     Recipe("a.b_c+d-1", epochs=1, batch_size=1, lr=0, momentum=0, nesterov=False, weight_decay=0)
-    Recipe("x", warmup=0, start_factor=1, dropout=0.99, crop=31, rotation=180, flip=1)
+    Recipe("x", warmup=0, dropout=0.99, crop=31, rotation=180, flip=1)
     Recipe("x", warmup=1, scheduler="onecycle", lr=3e38)
     Recipe("x", scheduler="step", step_epochs=1, step_factor=1)
     Recipe("x", optimizer="muon", momentum=0, nesterov=False, affine_lr=0)
@@ -422,6 +431,12 @@ def test_onecycle_rises_to_its_peak_and_falls_to_almost_nothing():
     assert rates.index(max(rates)) == pytest.approx(0.2 * 20 * 391, abs=2)
     assert 0 < rates[-1] < 1e-4
     assert rates[782] == pytest.approx(peak * (0.1 + 0.9 * 782 / 1563), rel=1e-3)  # half way up
+
+
+def test_the_recipe_s_groups_are_those_of_the_network():
+    for groups in (2, 4):
+        model, *_ = prepare(make_run(norm="gn", groups=groups))
+        assert {n.num_groups for n in model.modules() if isinstance(n, nn.GroupNorm)} == {groups}
 
 
 def test_a_run_of_one_step_takes_it_at_a_rate_that_trains():
