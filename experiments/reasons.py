@@ -238,7 +238,7 @@ def format_factors(factors: pd.Series) -> str:
     """Return the geometric mean, and in brackets the lowest and the highest, to three digits."""
     mean = np.exp(np.log(factors).mean())
     low, middle, high = (f"{float(f'{x:.3g}'):,g}" for x in (factors.min(), mean, factors.max()))
-    return f"{middle} ({low} to {high})"
+    return f"{middle} ({low} to {high})".replace("inf", "∞")
 
 
 def draw_scales(frame: pd.DataFrame) -> Figure:

@@ -8,6 +8,7 @@ from itertools import combinations
 import pytest
 import torch
 
+import claims
 import records
 import tune
 import utils
@@ -243,6 +244,38 @@ def test_the_times_and_threads_are_those_that_the_pages_name():
     seconds = [sum(run["history"]["seconds"]) for key, run in runs.items() if key[0] == "muon"]
     minutes = sorted(round(s / 60) for s in seconds)
     assert f"took {minutes[0]} to {minutes[-1]} minutes each with `muon`" in TEXT
+
+
+# --- Claims
+
+
+CLAIMED = records.load_results(claims.FOLDER / "float32")
+
+
+@pytest.mark.parametrize("name", CLAIMED, ids=lambda name: "-".join(map(str, name)))
+def test_a_claim_s_run_is_of_the_protocol_that_the_code_has(name):
+    result, claim = CLAIMED[name], name[0].split("-")[0]
+    recipe = claims.CLAIMS[claim].recipes[name[0].removeprefix(f"{claim}-")]
+    assert claims.is_done(claim, utils.Run(recipe, *name[1:], "float32"))
+    assert result["norm"] in claims.CLAIMS[claim].arms
+    assert result["environment"]["threads"] == 1
+    assert result["environment"]["clean"]
+
+
+def test_the_scales_are_those_of_the_runs(evidence):
+    scales = evidence.reasons.make_scales(evidence.reasons.make_scale_frame(CLAIMED))
+    assert evidence.renew(LAB, {"scales": scales}) == LAB
+    before, after = (
+        {row[0].strip("`"): row[column].split(" ")[0] for row in get_rows(LAB, "scales")}
+        for column in (1, 4)
+    )
+    assert f"falls {before['none']}-fold from `C1` to `C10`" in TEXT
+    assert float(before["none"].replace(",", "")) > 1000
+    assert float(before["he"]) < 10
+    assert all(1 / 3 < float(before[norm]) < 3 for norm in NORMS)
+    assert all(after["bn"] < after[arm] for arm in ("he", "gn", "ln"))
+    finals = {CLAIMED["scales-0.05", "none", seed]["history"]["test_acc"][-1] for seed in (1, 2, 3)}
+    assert finals == {10.0}, "the page says so"
 
 
 # --- Results

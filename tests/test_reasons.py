@@ -173,6 +173,7 @@ def test_scales_are_compared_by_factors(scales):
     ]
     assert reasons.format_factors(reasons.pd.Series([1.0, 4.0])) == "2 (1 to 4)"
     assert reasons.format_factors(reasons.pd.Series([123456.0] * 2)).startswith("123,000 (")
+    assert reasons.format_factors(reasons.pd.Series([1.0, math.inf])) == "∞ (1 to ∞)"
 
 
 def test_the_figure_of_scales_has_a_line_an_arm_before_and_after(scales):
