@@ -273,7 +273,7 @@ def test_the_scales_are_those_of_the_runs(evidence):
     assert float(before["none"].replace(",", "")) > 1000
     assert float(before["he"]) < 10
     assert all(1 / 3 < float(before[norm]) < 3 for norm in NORMS)
-    assert all(after["bn"] < after[arm] for arm in ("he", "gn", "ln"))
+    assert all(float(after["bn"]) < float(after[arm]) for arm in ("he", "gn", "ln"))
     finals = {CLAIMED["scales-0.05", "none", seed]["history"]["test_acc"][-1] for seed in (1, 2, 3)}
     assert finals == {10.0}, "the page says so"
 
