@@ -272,6 +272,8 @@ def test_the_scales_are_those_of_the_runs(evidence):
     assert f"falls {before['none']}-fold from `C1` to `C10`" in TEXT
     assert float(before["none"].replace(",", "")) > 1000
     assert float(before["he"]) < 10
+    factors = sorted(float(before[norm]) for norm in NORMS)
+    assert f"and {factors[0]:.1f}- to {factors[-1]:.1f}-fold with one" in TEXT
     assert all(1 / 3 < float(before[norm]) < 3 for norm in NORMS)
     assert all(float(after["bn"]) < float(after[arm]) for arm in ("he", "gn", "ln"))
     finals = {CLAIMED["scales-0.05", "none", seed]["history"]["test_acc"][-1] for seed in (1, 2, 3)}
