@@ -282,7 +282,7 @@ CLAIMS = {
     ),
     "shift": Claim(
         measure_shift,
-        ("none", "bn", "gn", "ln"),
+        ARMS,
         {"0.1": replace(SGD, name="shift-0.1", epochs=3, lr=0.1, flip=0.0, **PLAIN)},
         {"every": EVERY, "watched": list(WATCHED), "distances": list(DISTANCES)},
     ),

@@ -205,7 +205,7 @@ def test_a_result_of_another_protocol_is_refused_by_name(small, tmp_path, monkey
     [
         (["speeds"], "'rates', 'search', 'baseline', 'batches', 'scales', 'shift'"),
         (["rates", "--arms", "in"], "rates has none, he, bn, gn, ln, but not in"),
-        (["shift", "--arms", "he"], "shift has none, bn, gn, ln, but not he"),
+        (["batches", "--arms", "he"], "batches has bn, gn, ln, but not he"),
         (["rates", "--values", "0.2"], "rates has 0.01, 0.03, 0.1, 0.3, 1, 3, but not 0.2"),
         (["rates", "--values", "fast"], "rates has 0.01, 0.03, 0.1, 0.3, 1, 3, but not fast"),
         (["baseline", "--arms", "bn"], "baseline has none, he, but not bn"),
