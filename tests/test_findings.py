@@ -136,7 +136,7 @@ def test_the_finding_on_the_better_recipes_is_what_the_table_says():
     assert [row[0][1] for row in muon] == [False, True, False]
     apart = [max(means) - min(means) for means in (get_means(r, "test") for r in RECIPES)]
     said = "lie {:.1f}, {:.1f} and {:.1f} points apart (`reference`, `onecycle`, `muon`)"
-    assert said.format(*apart) in FINDINGS
+    assert said.format(*apart) in LAB_TEXT
 
 
 def test_what_is_said_of_quick_is_what_the_results_say(evidence):
