@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+import internals
 import reasons
 import records
 import utils
@@ -250,7 +251,7 @@ def main() -> None:
     folder = ROOT / "results"
     results, bfloat16 = (records.load_results(folder / name) for name in utils.PRECISIONS)
     trials = records.load_results(folder / "tuning" / "bfloat16")
-    scales = reasons.make_scale_frame(records.load_results(folder / "claims" / "float32"))
+    scales = internals.make_scale_frame(records.load_results(folder / "claims" / "float32"))
     for recipe, norm, seed in results.keys() & set(product(SHOWN, NORMS, SEEDS)):
         run = utils.Run(utils.get_recipe(recipe), norm, seed, "float32")
         records.is_done(run, folder)  # ValueError for other hyperparameters
@@ -266,13 +267,13 @@ def main() -> None:
         "tuning": make_tuning(make_frame(trials)),
         "speed": reasons.make_speed(get_histories(results), (60, 70, 80)),
         "equal-loss": reasons.make_equal_loss(results, RECIPES),
-        "scales": reasons.make_scales(scales),
+        "scales": internals.make_scales(scales),
     }
     figures = {
         "accuracy": draw_accuracy(results),
         "normalization": draw_normalization(data),
         "losses": reasons.draw_losses(results, RECIPES),
-        "scales": reasons.draw_scales(scales),
+        "scales": internals.draw_scales(scales),
     }
     quoted = {norm: results["muon", norm, 1] for norm in NORMS}  # the notebooks' runs
     predictions = predict(quoted, data.test)

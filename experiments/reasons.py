@@ -1,17 +1,16 @@
-"""Tables and figures of what a normalization is said to do, from the runs of claims.py."""
+"""Tables and figures of what a normalization is said to do for accuracy, from runs."""
 
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, pairwise, product
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 import records
 import utils
-from claims import ARMS, WATCHED
+from claims import ARMS
 from intervals import format_differences, get_interval, make_markdown
 from records import NAMES, NORMS, SEEDS
 
@@ -19,6 +18,11 @@ CHANCE, TRAINS = 10.0, 20.0  # % right by guessing, and above which a network ha
 WITHIN = 2.0  # points below its best at which an arm still counts as good
 LABELS = {"none": "none", "he": "none, first weights of He", **{n: NAMES[n] for n in NORMS}}
 STYLES = utils.STYLES | {"he": {"color": "#CC79A7", "linestyle": (0, (3, 1, 1, 1)), "marker": "v"}}
+
+
+def get_arms(frame: pd.DataFrame) -> list[str]:
+    """Return the arms that the frame has, in the order of ARMS."""
+    return [arm for arm in ARMS if arm in set(frame.arm)]
 
 
 def make_frame(results: records.Results, claim: str) -> pd.DataFrame:
@@ -43,7 +47,7 @@ def make_frame(results: records.Results, claim: str) -> pd.DataFrame:
 def get_means(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the mean accuracy (%) by arm and value; a run that diverged counts as a guess."""
     means = frame.fillna({"test": CHANCE}).groupby(["arm", "value"]).test.mean()
-    return means.unstack().loc[[arm for arm in ARMS if arm in set(frame.arm)]]
+    return means.unstack().loc[get_arms(frame)]
 
 
 def find_range(means: pd.Series) -> list[float]:
@@ -195,141 +199,6 @@ BATCH_ARMS = {
     "gn": ("Group", STYLES["gn"]),
     "ln": ("Layer", STYLES["ln"]),
 }
-
-
-# --- Features on one scale -----------------------------------------------------------------------
-
-
-def make_scale_frame(results: records.Results) -> pd.DataFrame:
-    """Return a row an arm, seed, moment and layer: of its channels' deviations, three percentiles.
-
-    `moment` is "before" or "after" training; the percentiles are the 10th, 50th and 90th.
-    """
-    rows = [
-        (arm, seed, moment, layer, *np.percentile(deviations, (10, 50, 90)))
-        for (recipe, arm, seed), result in results.items()
-        if recipe.startswith("scales-") and seed in SEEDS
-        for moment in ("before", "after")
-        if moment in result  # not where it diverged
-        for layer, deviations in result[moment].items()
-    ]
-    return pd.DataFrame(rows, columns=["arm", "seed", "moment", "layer", "low", "median", "high"])
-
-
-def make_scales(frame: pd.DataFrame) -> str:
-    """Return, by arm, how the scale changes with depth and how unlike a layer's channels are.
-
-    `C1 / C10` is the quotient of the medians; `spread` is the 90th by the 10th percentile, in the
-    geometric mean of the layers. Both are the geometric mean of the seeds, with the range.
-    """
-    rows = {}
-    for arm in [arm for arm in ARMS if arm in set(frame.arm)]:
-        rows[f"`{arm}`"] = row = {}
-        for moment in ("before", "after"):
-            part = frame[(frame.arm == arm) & (frame.moment == moment)]
-            medians = part.pivot(index="seed", columns="layer", values="median")
-            spreads = np.log(part.high / part.low).groupby(part.seed).mean()
-            row[f"C1 / C10 {moment}"] = format_factors(medians.C1 / medians.C10)
-            row[f"spread {moment}"] = format_factors(np.exp(spreads))
-    return make_markdown(pd.DataFrame.from_dict(rows, "index").rename_axis("arm"))
-
-
-def format_factors(factors: pd.Series) -> str:
-    """Return the geometric mean, and in brackets the lowest and the highest, to three digits."""
-    mean = np.exp(np.log(factors).mean())
-    low, middle, high = (f"{float(f'{x:.3g}'):,g}" for x in (factors.min(), mean, factors.max()))
-    return f"{middle} ({low} to {high})".replace("inf", "∞")
-
-
-def draw_scales(frame: pd.DataFrame) -> Figure:
-    """Return the deviations of the channels by layer, before and after training, of each arm.
-
-    A line is the median channel, a band goes from the 10th to the 90th percentile; both are means
-    of the seeds.
-    """
-    figure = Figure(figsize=(12, 4.6), layout="constrained")
-    layers = list(dict.fromkeys(frame.layer))
-    for axis, moment in zip(figure.subplots(1, 2, sharey=True), ("before", "after"), strict=True):
-        for arm in [arm for arm in ARMS if arm in set(frame.arm)]:
-            part = frame[(frame.arm == arm) & (frame.moment == moment)]
-            means = part.groupby("layer")[["low", "median", "high"]].mean().loc[layers]
-            axis.plot(layers, means["median"], label=LABELS[arm], **STYLES[arm])
-            band = (layers, means.low, means.high)
-            axis.fill_between(*band, color=STYLES[arm]["color"], alpha=0.12, linewidth=0)
-        axis.set(title=f"{moment} training", xlabel="layer", yscale="log")
-        axis.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("standard deviation of a channel's output")
-    figure.axes[0].legend()
-    return figure
-
-
-# --- Internal covariate shift --------------------------------------------------------------------
-
-
-def make_shift_frame(results: records.Results) -> pd.DataFrame:
-    """Return a row a measured step of each run: arm, seed, step, and the measures, nan for none.
-
-    These are `change C2` and the like, `cosine C2` and the like, and along the step the `range` of
-    the loss, the `change` of the gradient, and the `smoothness`.
-    """
-    rows = []
-    for (recipe, arm, seed), result in results.items():
-        if recipe.startswith("shift-") and seed in SEEDS:
-            for row in result.get("rows", []):
-                low, high = (math.nan if x is None else x for x in row["loss_range"])
-                flat = {
-                    f"{what} {layer}": value
-                    for layer, both in row["shift"].items()
-                    for what, value in both.items()
-                }
-                flat |= {"range": high - low, "change": row["change"]}
-                flat |= {"smoothness": row["smoothness"], "step": row["step"]}
-                rows.append({"arm": arm, "seed": seed} | flat)
-    return pd.DataFrame(rows).astype({"range": float, "change": float, "smoothness": float})
-
-
-MEASURES = {
-    **{f"change {layer}": f"change of {layer}'s gradient" for layer in WATCHED},
-    **{f"cosine {layer}": f"cosine, {layer}" for layer in WATCHED},
-    "range": "range of the loss",
-    "change": "largest change of the gradient",
-    "smoothness": "that by its distance",
-}
-
-
-def make_shift(frame: pd.DataFrame) -> str:
-    """Return each measure by arm: the median of a run's steps, its mean over the seeds, ± 95 %."""
-    medians = frame.groupby(["arm", "seed"])[list(MEASURES)].median()
-    arms = [arm for arm in ARMS if arm in set(frame.arm)]
-    cells = {
-        f"`{arm}`": [
-            f"{values.mean():.3g} ± {get_interval(values.tolist()):.2g}"
-            for _, values in medians.loc[arm].items()
-        ]
-        for arm in arms
-    }
-    table = pd.DataFrame(cells, index=list(MEASURES.values()))
-    return make_markdown(table.rename_axis("median of the steps"))
-
-
-def draw_shift(frame: pd.DataFrame) -> Figure:
-    """Return how much gradients change, by step: four layers' by the shift, and along the step.
-
-    A line is the mean of the seeds, each value the median of five steps measured after another.
-    """
-    figure = Figure(figsize=(12, 6.5), layout="constrained")
-    names = [f"change {layer}" for layer in WATCHED]
-    panels = figure.subplot_mosaic([names, ["range", "range", "smoothness", "smoothness"]])
-    for name, axis in panels.items():
-        for arm in [arm for arm in ARMS if arm in set(frame.arm)]:
-            means = frame[frame.arm == arm].groupby("step")[name].mean()
-            line = means.rolling(5, center=True, min_periods=1).median()
-            style = STYLES[arm] | {"marker": ""}
-            axis.plot(line.index, line, label=LABELS[arm], **style)
-        axis.set(title=MEASURES[name], xlabel="step", yscale="log")
-        axis.grid(alpha=0.3)
-    panels["range"].legend()
-    return figure
 
 
 # --- Regularization ------------------------------------------------------------------------------

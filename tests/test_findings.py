@@ -263,7 +263,7 @@ def test_a_claim_s_run_is_of_the_protocol_that_the_code_has(name):
 
 
 def test_the_scales_are_those_of_the_runs(evidence):
-    scales = evidence.reasons.make_scales(evidence.reasons.make_scale_frame(CLAIMED))
+    scales = evidence.internals.make_scales(evidence.internals.make_scale_frame(CLAIMED))
     assert evidence.renew(LAB, {"scales": scales}) == LAB
     before, after = (
         {row[0].strip("`"): row[column].split(" ")[0] for row in get_rows(LAB, "scales")}
