@@ -1,5 +1,6 @@
 """The statistics, tables and figures that the pages show: known values, and no pretence."""
 
+import json
 import subprocess
 import sys
 
@@ -118,6 +119,19 @@ def test_the_trials_are_listed_by_their_mean_over_the_norms():
         ["`start`", "1", "80.00", "81.00", "82.00", "81.00"],  # seed 2 is of bn alone
         ["`crop-1`", "1", "99.00", "–", "–", "–"],
     ]
+
+
+def test_a_run_of_other_hyperparameters_renews_no_page(tmp_path, monkeypatch):
+    committed = ROOT / "results" / "float32" / "onecycle-bn-seed2.json"
+    result = json.loads(committed.read_text(encoding="utf-8"))
+    result["recipe"]["lr"] *= 2
+    path = tmp_path / "results" / "float32" / committed.name
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(result), encoding="utf-8")
+    monkeypatch.setattr(evidence, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["evidence.py"])
+    with pytest.raises(ValueError, match="onecycle-bn-seed2.json .* hyperparameters"):
+        evidence.main()
 
 
 @pytest.mark.parametrize("seeds", [[1], [1, 2, 3]])

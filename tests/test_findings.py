@@ -64,6 +64,12 @@ def committed():
     skip_if_changed("results")
 
 
+def test_a_page_is_held_to_results_only_where_git_can_tell_that_they_are_committed(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(pytest.skip.Exception, match="git can't tell"):
+        skip_if_changed("results")
+
+
 # --- Tables
 
 

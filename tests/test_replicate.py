@@ -170,6 +170,12 @@ def test_an_option_out_of_its_range_says_what_is_right(options, said, capsys):
     assert said in capsys.readouterr().err
 
 
+def test_a_folder_may_name_a_variable_and_is_made(tmp_path, monkeypatch):
+    monkeypatch.setenv("KEPT", str(tmp_path))
+    assert replicate.parse(["--keep", "$KEPT/notebooks"]).keep == tmp_path / "notebooks"
+    assert (tmp_path / "notebooks").is_dir()
+
+
 def test_a_run_that_is_asked_for_twice_is_run_once():
     options = replicate.parse(["--seeds", "2", "2", "1", "--norms", "bn", "ln", "bn"])
     runs = replicate.get_runs([make_run().recipe], options)
