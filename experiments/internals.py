@@ -108,7 +108,7 @@ MEASURES = {
     **{f"cosine {layer}": f"cosine, {layer}" for layer in WATCHED},
     "range": "range of the loss",
     "change": "largest change of the gradient",
-    "smoothness": "that by its distance",
+    "smoothness": "largest change by its distance",
 }
 
 

@@ -144,6 +144,85 @@ def format_epochs(epochs: Sequence[float]) -> str:
     return f"{sum(there) / len(there):.2f} ± {get_interval(there):.2f}"
 
 
+# --- What it costs to do without -----------------------------------------------------------------
+
+BASES = {"sgd": "onecycle", "muon": "muon"}  # the recipe that a value of `baseline` begins with
+
+
+def make_search_frame(results: records.Results) -> pd.DataFrame:
+    """Return a row a run of `search`: recipe, arm, rate, seed, and accuracy (%) as `validation`.
+
+    A run that diverged counts as a guess.
+    """
+    return _make_baseline_frame(results, "search", "validation")
+
+
+def _make_baseline_frame(results: records.Results, claim: str, part: str) -> pd.DataFrame:
+    rows = []
+    for (name, arm, seed), result in results.items():
+        if (match := re.fullmatch(rf"{claim}-(\w+)-([\d.]+)", name)) and seed in SEEDS:
+            last = CHANCE if "diverged" in result else result["history"][f"{part}_acc"][-1]
+            rows.append((BASES[match[1]], arm, float(match[2]), seed, last))
+    return pd.DataFrame(rows, columns=["recipe", "arm", "rate", "seed", part])
+
+
+def make_search(frame: pd.DataFrame) -> str:
+    """Return accuracy on the held-out images by recipe, rate and arm; the best rate is in bold."""
+    means = frame.groupby(["recipe", "rate", "arm"]).validation.mean().unstack()[get_arms(frame)]
+    best = means == means.groupby("recipe").transform("max")
+    cells = means.map("{:.2f}".format).where(~best, means.map("**{:.2f}**".format))
+    cells = cells.rename(lambda name: f"`{name}`" if isinstance(name, str) else f"{name:g}")
+    return make_markdown(cells.rename(columns="`{}`".format))
+
+
+def choose_rates(frame: pd.DataFrame) -> pd.Series:
+    """Return the best rate on the held-out images by recipe and arm."""
+    means = frame.groupby(["recipe", "arm", "rate"]).validation.mean()
+    return means.unstack().idxmax(axis="columns")
+
+
+def make_baseline_frame(
+    results: records.Results, claims: records.Results, rates: pd.Series
+) -> pd.DataFrame:
+    """Return a row a run of 20 epochs: recipe, arm, rate, seed, and `test` accuracy (%).
+
+    They are the recipes' runs of the norms, whose rate is nan, and those of `baseline` at `rates`.
+    """
+    frame = _make_baseline_frame(claims, "baseline", "test").set_index(["recipe", "arm"])
+    frame = frame[frame.rate == rates.reindex(frame.index)].reset_index()
+    rows = [
+        (recipe, norm, math.nan, seed, results[recipe, norm, seed]["history"]["test_acc"][-1])
+        for recipe, norm, seed in product(BASES.values(), NORMS, SEEDS)
+        if (recipe, norm, seed) in results
+    ]
+    return pd.concat([pd.DataFrame(rows, columns=frame.columns), frame], ignore_index=True)
+
+
+def make_baseline(frame: pd.DataFrame) -> str:
+    """Return test accuracy by arm and recipe: mean, 95 % interval, and the rate of `baseline`."""
+    table = pd.DataFrame(index=[f"`{arm}`" for arm in get_arms(frame)])
+    for (recipe, arm), part in frame.groupby(["recipe", "arm"], sort=False):
+        rate = "" if part.rate.isna().all() else f" (rate {part.rate.iloc[0]:g})"
+        cell = f"{part.test.mean():.2f} ± {get_interval(part.test.tolist()):.2f}{rate}"
+        table.loc[f"`{arm}`", f"`{recipe}`"] = cell
+    return make_markdown(table.rename_axis("arm"))
+
+
+def make_costs(frame: pd.DataFrame) -> str:
+    """Return how test accuracy differs between the norms and the arms without one.
+
+    Bold is what is shown.
+    """
+    pairs = {
+        (f"`{recipe}`", f"{one} - {other}"): [
+            frame[(frame.recipe == recipe) & (frame.arm == arm)] for arm in (one, other)
+        ]
+        for recipe in BASES.values()
+        for one, other in [*product(NORMS, ("he", "none")), ("he", "none")]
+    }
+    return format_differences(["recipe", "difference"], pairs, {"test": "test"})
+
+
 # --- Where batch normalization fails -------------------------------------------------------------
 
 

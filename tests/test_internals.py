@@ -81,7 +81,7 @@ def test_shifts_are_medians_of_steps_and_means_of_seeds(shifts):
     half = 12.706 / 2  # Student's t for one degree of freedom, medians 1 apart
     assert cells["change of C5's gradient"] == [f"1.7 ± {half:.2g}", f"3.5 ± {half:.2g}"]
     assert cells["range of the loss"][1] == f"{(2.5 + 4) / 2:.3g} ± {1.5 * half:.2g}"
-    assert cells["that by its distance"][0] == f"{3 * 1.7:.3g} ± {3 * half:.2g}"
+    assert cells["largest change by its distance"][0] == f"{3 * 1.7:.3g} ± {3 * half:.2g}"
     assert len(rows) == 11
 
 

@@ -98,6 +98,58 @@ def test_the_figure_shows_each_run_and_each_mean(frame):
     assert known.count((1.0, 10.0)) == 2, "two crosses"
 
 
+@pytest.fixture
+def search():
+    accuracies = {"sgd-0.1": (50.0, 60.0), "sgd-0.3": (10.0, 65.0), "muon-0.02": (74.0, 73.0)}
+    results = {
+        (f"search-{value}", arm, 1): {"history": {"validation_acc": [99.0, accuracy]}}
+        for value, both in accuracies.items()
+        for arm, accuracy in zip(("none", "he"), both, strict=True)
+    }
+    results["search-sgd-0.3", "none", 1] = {"history": {}, "diverged": "It diverged."}
+    return reasons.make_search_frame(results)
+
+
+def test_the_best_rate_of_the_search_is_that_of_the_held_out_images(search):
+    assert read_table(reasons.make_search(search)) == [
+        ["`muon`", "0.02", "**74.00**", "**73.00**"],
+        ["`onecycle`", "0.1", "**50.00**", "60.00"],
+        ["`onecycle`", "0.3", "10.00", "**65.00**"],
+    ]
+    rates = reasons.choose_rates(search)
+    assert rates["onecycle", "he"] == 0.3
+    assert rates["onecycle", "none"] == 0.1
+
+
+def test_what_it_costs_to_do_without_is_told_at_the_best_rates(search):
+    finals = {"sgd-0.1": {"none": 60, "he": 99}, "sgd-0.3": {"none": 99, "he": 70}}
+    finals["muon-0.02"] = {"none": 78, "he": 79}
+    claims = {
+        (f"baseline-{value}", arm, seed): {"history": {"test_acc": [0.0, accuracy + seed]}}
+        for value, arms in finals.items()
+        for arm, accuracy in arms.items()
+        for seed in (1, 2)
+    }
+    runs = {
+        (recipe, norm, seed): {"history": {"test_acc": [0.0, accuracy + seed]}}
+        for recipe, accuracy in {"onecycle": 80, "muon": 85, "reference": 99}.items()
+        for norm in ("bn", "gn", "ln")
+        for seed in (1, 2, 6)
+    }
+    frame = reasons.make_baseline_frame(runs, claims, reasons.choose_rates(search))
+    half = 12.706 / 2
+    assert read_table(reasons.make_baseline(frame)) == [
+        ["`none`", f"61.50 ± {half:.2f} (rate 0.1)", f"79.50 ± {half:.2f} (rate 0.02)"],
+        ["`he`", f"71.50 ± {half:.2f} (rate 0.3)", f"80.50 ± {half:.2f} (rate 0.02)"],
+        *[[f"`{n}`", f"81.50 ± {half:.2f}", f"86.50 ± {half:.2f}"] for n in ("bn", "gn", "ln")],
+    ]
+    rows = read_table(reasons.make_costs(frame))
+    assert len(rows) == 14
+    cells = {tuple(row[:2]): row[2].replace("*", "").split(" ")[0] for row in rows}
+    assert cells["`onecycle`", "gn - he"] == "+10.00"
+    assert cells["`muon`", "he - none"] == "+1.00"
+
+
 def test_a_value_at_a_loss_lies_on_the_line_between_two_epochs():
     losses, values = [2.0, 1.0, 1.2, 0.8], [10.0, 20.0, 30.0, 50.0]
     assert reasons.interpolate(losses, values, 1.25) == pytest.approx(17.5)
