@@ -403,7 +403,7 @@ def get_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 class MuonAndSGD(torch.optim.Optimizer):
-    """Muon (Jordan 2024) for convolutions, SGD for all other parameters, as one optimizer.
+    """Muon (Jordan et al. 2024) for convolutions, SGD for all other parameters, as one optimizer.
 
     Muon moves a convolution (out, in, height, width) by an orthogonal matrix (out, in x height x
     width). torch.optim.Muon takes matrices alone, so it gets a view of each, on the same memory.

@@ -38,7 +38,7 @@ RECIPE, SGD, QUICK, REFERENCE = map(utils.get_recipe, ("muon", "onecycle", "quic
 EPOCH, TEST_EPOCH = (-(-size // RECIPE.batch_size) for size in (SIZE, 10_000))  # steps
 WARMUP = 5  # steps before each measurement; they also use up what workers have prepared
 
-Run = Callable[[int], None]  # trains for that many steps
+Loop = Callable[[int], None]  # trains for that many steps
 
 
 class PILDataset(Dataset):
@@ -55,7 +55,7 @@ class PILDataset(Dataset):
         return self.transform(Image.fromarray(self.images[index])), index % 10
 
 
-def make_textbook(norm: str, workers: int) -> Run:
+def make_textbook(norm: str, workers: int) -> Loop:
     """Return the loop of the usual notebook: an image at a time, float32, a number every step.
 
     Optimizer and dropout are those of `reference`, the published recipe.
@@ -101,7 +101,7 @@ def make_textbook(norm: str, workers: int) -> Run:
 
 def make_ours(
     norm: str, recipe: utils.Recipe = RECIPE, evaluate: bool = False, precision: str = ""
-) -> Run:
+) -> Loop:
     """Return the notebooks' own `train`, or `test`, on so many batches of the recipe."""
     precision = precision or get_precision()
     model, train_loader, test_loader, *rest = assemble(norm, recipe, precision)
@@ -119,7 +119,7 @@ def make_ours(
     return run
 
 
-def make_floor(norm: str) -> Run:
+def make_floor(norm: str) -> Loop:
     """Return forward, backward and step on one batch: no data, no count, no schedule."""
     precision = get_precision()
     model, loader, _, optimizer, _, criterion = assemble(norm, RECIPE, precision)
@@ -151,7 +151,7 @@ def assemble(norm: str, recipe: utils.Recipe, precision: str) -> tuple:
     return utils.assemble(utils.Run(recipe, norm, 1, precision), data)
 
 
-KINDS: dict[str, Callable[[str], Run]] = {
+KINDS: dict[str, Callable[[str], Loop]] = {
     "textbook, 0 workers": lambda norm: make_textbook(norm, 0),
     "textbook, 2 workers": lambda norm: make_textbook(norm, 2),
     "ours": make_ours,
@@ -244,7 +244,7 @@ def make_ratios(norm: str, measured: dict[str, tuple[list[float], float]]) -> st
 
 
 def make_minutes(norm: str, measured: dict[str, tuple[list[float], float]]) -> str:
-    """Return the row of one norm's minutes to the published accuracy.
+    """Return the row of one norm's minutes to a final accuracy.
 
     They are those of the textbook loop, for the epochs that REFERENCE needs and without any
     evaluation, and ours of the whole of QUICK, with an evaluation after each epoch, in the chosen

@@ -23,6 +23,8 @@ import reasons
 import records
 import utils
 from cifar10 import Data
+from claims import CLAIMS
+from claims import is_done as is_claimed
 from compare import draw as draw_comparison
 from compare import predict
 from intervals import compare_pairs, format_differences, get_interval, make_markdown
@@ -30,7 +32,7 @@ from models import Session8Net, get_norm
 from records import NAMES, NORMS, ROOT, SEEDS, Results
 
 RECIPES = ("reference", "onecycle", "muon")  # of 20 epochs, which are compared, in float32
-SHOWN = ("quick", *RECIPES)
+SHOWN = (*RECIPES, "quick")
 PUBLISHED = {"bn": (81.10, 78.86), "gn": (80.30, 77.88), "ln": (79.91, 76.94)}  # train, test (%)
 
 
@@ -175,6 +177,24 @@ def make_tuning(frame: pd.DataFrame) -> str:
     return make_markdown(table.sort_values("mean", ascending=False, kind="stable"))
 
 
+def make_tables(
+    results: Results, bfloat16: Results, trials: Results, claimed: Results
+) -> dict[str, str]:
+    """Return the lab book's tables, but McNemar's, by the names of their markers."""
+    frame = make_frame(results)
+    return {
+        "seeds": make_seeds(frame),
+        "differences": make_differences(frame),
+        "gaps": make_gaps(frame),
+        "gap-differences": make_gap_differences(frame),
+        "precisions": make_precisions(frame, make_frame(bfloat16)),
+        "tuning": make_tuning(make_frame(trials)),
+        "speed": reasons.make_speed(get_histories(results), (60, 70, 80)),
+        "equal-loss": reasons.make_equal_loss(results, RECIPES),
+        "scales": internals.make_scales(internals.make_scale_frame(claimed)),
+    }
+
+
 def renew(text: str, tables: Mapping[str, str]) -> str:
     """Return `text` with what stands between the markers of each table's name replaced by it."""
     for name, table in tables.items():
@@ -246,34 +266,33 @@ def draw_run(result: dict, prediction: torch.Tensor, data: Data) -> dict[str, Fi
     }
 
 
+def check(results: Results, claimed: Results, folder: Path) -> None:
+    """Raise ValueError for a result of other hyperparameters, or of another protocol of a claim."""
+    for recipe, norm, seed in results.keys() & set(product(SHOWN, NORMS, SEEDS)):
+        records.is_done(utils.Run(utils.get_recipe(recipe), norm, seed, "float32"), folder)
+    for name, arm, seed in claimed:
+        claim, _, value = name.partition("-")
+        if claim not in CLAIMS or value not in CLAIMS[claim].recipes:
+            raise ValueError(f"claims.py has no {name!r} (any more): move its results away.")
+        run = utils.Run(CLAIMS[claim].recipes[value], arm, seed, "float32")
+        is_claimed(claim, run, folder / "claims")
+
+
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()  # --help alone
     folder = ROOT / "results"
     results, bfloat16 = (records.load_results(folder / name) for name in utils.PRECISIONS)
     trials = records.load_results(folder / "tuning" / "bfloat16")
-    scales = internals.make_scale_frame(records.load_results(folder / "claims" / "float32"))
-    for recipe, norm, seed in results.keys() & set(product(SHOWN, NORMS, SEEDS)):
-        run = utils.Run(utils.get_recipe(recipe), norm, seed, "float32")
-        records.is_done(run, folder)  # ValueError for other hyperparameters
-    frame = make_frame(results)
+    claimed = records.load_results(folder / "claims" / "float32")
+    check(results, claimed, folder)
     data = records.get_data(utils.get_recipe("muon"))
-    tables = {
-        "seeds": make_seeds(frame),
-        "differences": make_differences(frame),
-        "gaps": make_gaps(frame),
-        "gap-differences": make_gap_differences(frame),
-        "precisions": make_precisions(frame, make_frame(bfloat16)),
-        "mcnemar": make_mcnemar(results, data.test.tensors[1].tolist()),
-        "tuning": make_tuning(make_frame(trials)),
-        "speed": reasons.make_speed(get_histories(results), (60, 70, 80)),
-        "equal-loss": reasons.make_equal_loss(results, RECIPES),
-        "scales": internals.make_scales(scales),
-    }
+    tables = make_tables(results, bfloat16, trials, claimed)
+    tables["mcnemar"] = make_mcnemar(results, data.test.tensors[1].tolist())
     figures = {
         "accuracy": draw_accuracy(results),
         "normalization": draw_normalization(data),
         "losses": reasons.draw_losses(results, RECIPES),
-        "scales": internals.draw_scales(scales),
+        "scales": internals.draw_scales(internals.make_scale_frame(claimed)),
     }
     quoted = {norm: results["muon", norm, 1] for norm in NORMS}  # the notebooks' runs
     predictions = predict(quoted, data.test)
@@ -282,7 +301,7 @@ def main() -> None:
     for norm in NORMS:
         figures |= draw_run(quoted[norm], predictions[norm], data)
     # Nothing is written before all is made.
-    renew_page(ROOT / "README.md", {"results": make_table(frame)})
+    renew_page(ROOT / "README.md", {"results": make_table(make_frame(results))})
     renew_page(ROOT / "experiments" / "README.md", tables)
     for name, figure in figures.items():
         figure.savefig(ROOT / "images" / f"{name}.png", dpi=110)

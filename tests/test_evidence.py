@@ -134,6 +134,11 @@ def test_a_run_of_other_hyperparameters_renews_no_page(tmp_path, monkeypatch):
         evidence.main()
 
 
+def test_a_run_of_a_claim_that_is_no_more_renews_no_page(tmp_path):
+    with pytest.raises(ValueError, match="claims.py has no 'rates-0.2' .* move its results away"):
+        evidence.check({}, {("rates-0.2", "bn", 1): {}}, tmp_path)
+
+
 @pytest.mark.parametrize("seeds", [[1], [1, 2, 3]])
 def test_the_figure_shows_the_results_and_how_many_seeds_there_are(seeds):
     figure = evidence.draw_accuracy(make_results(seeds))

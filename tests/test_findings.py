@@ -31,6 +31,7 @@ TRIALS = {
     for (trial, norm, seed), result in records.load_results(tune.FOLDER / "bfloat16").items()
     if seed <= SEEDS_OF_TRIALS.get(trial, 0)
 }
+CLAIMED = records.load_results(claims.FOLDER / "float32")
 ALL = [  # but not those of the user's own recipes and norms
     (precision, *key)
     for precision, runs in (("float32", RESULTS), ("bfloat16", BFLOAT16))
@@ -83,22 +84,14 @@ def evidence():
 
 
 def test_the_tables_are_made_from_the_results(evidence):
-    frame, bfloat16 = map(evidence.make_frame, (RESULTS, BFLOAT16))
-    assert evidence.renew(README, {"results": evidence.make_table(frame)}) == README
-    assert evidence.renew(LAB, {"seeds": evidence.make_seeds(frame)}) == LAB
-    assert evidence.renew(LAB, {"differences": evidence.make_differences(frame)}) == LAB
-    assert evidence.renew(LAB, {"gaps": evidence.make_gaps(frame)}) == LAB
-    assert evidence.renew(LAB, {"gap-differences": evidence.make_gap_differences(frame)}) == LAB
-    assert evidence.renew(LAB, {"precisions": evidence.make_precisions(frame, bfloat16)}) == LAB
-    speed = evidence.reasons.make_speed(evidence.get_histories(RESULTS), (60, 70, 80))
-    assert evidence.renew(LAB, {"speed": speed}) == LAB
-    equal = evidence.reasons.make_equal_loss(RESULTS, RECIPES)
-    assert evidence.renew(LAB, {"equal-loss": equal}) == LAB
-
-
-def test_the_table_of_trials_is_made_from_the_results(evidence):
-    assert len(SEEDS_OF_TRIALS) >= 17
-    assert evidence.renew(LAB, {"tuning": evidence.make_tuning(evidence.make_frame(TRIALS))}) == LAB
+    table = evidence.make_table(evidence.make_frame(RESULTS))
+    assert evidence.renew(README, {"results": table}) == README
+    tables = evidence.make_tables(RESULTS, BFLOAT16, TRIALS, CLAIMED)
+    assert len(SEEDS_OF_TRIALS) >= 17, "trials"
+    for name, table in tables.items():
+        assert evidence.renew(LAB, {name: table}) == LAB, name
+    markers = set(re.findall(r"<!-- ([\w-]+) -->", LAB))
+    assert markers == {*tables, "mcnemar", "minutes"}
 
 
 @pytest.mark.cifar10
@@ -141,6 +134,7 @@ def test_the_finding_on_the_better_recipes_is_what_the_table_says():
     assert f"`bn` ends {-muon[1][0][0]:.1f} points below `ln`, which is." in FINDINGS
     assert [row[0][1] for row in muon] == [False, True, False]
     apart = [max(means) - min(means) for means in (get_means(r, "test") for r in RECIPES)]
+    assert f"the three lie within {apart[2]:.1f} points, and five seeds can't tell" in TEXT
     said = "lie {:.1f}, {:.1f} and {:.1f} points apart (`reference`, `onecycle`, `muon`)"
     assert said.format(*apart) in LAB_TEXT
 
@@ -153,8 +147,10 @@ def test_what_is_said_of_quick_is_what_the_results_say(evidence):
     cells = [list(map(float, row[1:])) for row in get_rows(LAB, "minutes")]
     usual, bfloat16, float32 = (sorted(row[i] for row in cells) for i in (1, 3, 6))
     assert f"takes {bfloat16[0]} to {bfloat16[-1]} minutes in bfloat16 and" in FINDINGS
-    assert f"and {float32[0]} to {float32[-1]} in float32, where" in FINDINGS
-    assert f"takes {usual[0]:.0f} to {usual[-1]:.0f} minutes with `reference`" in FINDINGS
+    assert f"and {float32[0]} to {float32[-1]} in float32. A textbook" in FINDINGS
+    assert f"takes {usual[0]:.0f} to {usual[-1]:.0f} minutes until `reference` levels" in FINDINGS
+    below = [float(row[3]) < evidence.PUBLISHED[row[0]][1] for row in get_rows(LAB, "minutes")]
+    assert below == [False, True, True], "the page says so"
     for i, result in (
         (2, ("reference", RESULTS)),
         (5, ("quick", BFLOAT16)),
@@ -209,8 +205,7 @@ def test_the_findings_numbers_are_those_of_the_results():
     assert said.format(*subtract(onecycle, reference)) in FINDINGS
     said = "and `muon` another {:.1f}, {:.1f} and {:.1f} above that"
     assert said.format(*subtract(muon, onecycle)) in FINDINGS
-    bfloat16 = subtract(onecycle, get_means("onecycle", "test", BFLOAT16))
-    assert "is {:+.2f}, {:+.2f} and {:+.2f} points in test".format(*bfloat16) in LAB_TEXT
+    assert "bfloat16 costs no accuracy that shows" in LAB_TEXT
     assert not any(shown for row in get_differences("precisions") for _, shown in row)
 
 
@@ -247,15 +242,15 @@ def test_the_times_and_threads_are_those_that_the_pages_name():
     runs = {key: run for key, run in RESULTS.items() if key[0] in RECIPES and key[2] in SEEDS}
     two = {key for key, run in runs.items() if run["environment"]["threads"] != 1}
     assert two == {("reference", "bn", 1)}
+    results = [*runs.values(), *BFLOAT16.values(), *TRIALS.values(), *CLAIMED.values()]
+    made_by = {(run["environment"]["torch"], run["environment"]["device"]) for run in results}
+    assert made_by == {("2.14.1+cu130", "AMD EPYC")}, "the lab book says so"
     seconds = [sum(run["history"]["seconds"]) for key, run in runs.items() if key[0] == "muon"]
     minutes = sorted(round(s / 60) for s in seconds)
     assert f"took {minutes[0]} to {minutes[-1]} minutes each with `muon`" in TEXT
 
 
 # --- Claims
-
-
-CLAIMED = records.load_results(claims.FOLDER / "float32")
 
 
 @pytest.mark.parametrize("name", CLAIMED, ids=lambda name: "-".join(map(str, name)))
@@ -268,9 +263,7 @@ def test_a_claim_s_run_is_of_the_protocol_that_the_code_has(name):
     assert result["environment"]["clean"]
 
 
-def test_the_scales_are_those_of_the_runs(evidence):
-    scales = evidence.internals.make_scales(evidence.internals.make_scale_frame(CLAIMED))
-    assert evidence.renew(LAB, {"scales": scales}) == LAB
+def test_the_scales_are_those_of_the_runs():
     before, after = (
         {row[0].strip("`"): row[column].split(" ")[0] for row in get_rows(LAB, "scales")}
         for column in (1, 4)
@@ -282,6 +275,10 @@ def test_the_scales_are_those_of_the_runs(evidence):
     assert f"and {factors[0]:.1f}- to {factors[-1]:.1f}-fold with one" in TEXT
     assert all(1 / 3 < float(before[norm]) < 3 for norm in NORMS)
     assert all(float(after["bn"]) < float(after[arm]) for arm in ("he", "gn", "ln"))
+    start = next(row[2].split(" ")[0] for row in get_rows(LAB, "scales") if row[0] == "`he`")
+    assert f"of a layer {start}-fold apart; after 4 epochs it is {float(after['he']):.1f}" in TEXT
+    ends = sorted(float(after[norm]) for norm in NORMS)
+    assert f"-fold, and {ends[0]:.1f}- to {ends[-1]:.1f}-fold with a normalization" in TEXT
     finals = {CLAIMED["scales-0.05", "none", seed]["history"]["test_acc"][-1] for seed in (1, 2, 3)}
     assert finals == {10.0}, "the page says so"
 
