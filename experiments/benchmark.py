@@ -267,8 +267,7 @@ def make_minutes(norm: str, measured: dict[str, tuple[list[float], float]]) -> s
 def load_histories(recipe: utils.Recipe, norm: str, precision: str) -> list[list[float]]:
     """Return the test accuracies (%) by epoch of the recipe's runs in results/."""
     results = records.load_results(records.ROOT / "results" / precision)
-    keys = ((recipe.name, norm, seed) for seed in records.SEEDS)
-    return [results[key]["history"]["test_acc"] for key in keys if key in results]
+    return [run["history"]["test_acc"] for run in records.pick(results, recipe.name, norm)]
 
 
 def count_epochs(history: Sequence[float]) -> int:

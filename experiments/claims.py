@@ -304,9 +304,7 @@ def run_claim(claim: str, run: utils.Run, folder: Path = FOLDER) -> str:
         measured = {"history": {}, "diverged": str(error)}
     result = describe(run, data, utils.get_device()) | {"protocol": protocol} | measured
     if held_out:
-        for part in ("data", "history"):
-            named = result[part].items()
-            result[part] = {k.replace("test_", "validation_"): value for k, value in named}
+        result = tune.rename(result)
     write_whole({run.get_path(folder, ".json"): make_json(result)})
     run.get_path(ROOT / "checkpoints" / "claims", ".pt").unlink(missing_ok=True)
     if "diverged" in measured:

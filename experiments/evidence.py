@@ -66,9 +66,7 @@ def get_histories(results: Results) -> dict[str, list[list[float]]]:
     """Return the test accuracies (%) by epoch of each recipe's and norm's runs, under a name."""
     return {
         f"`{recipe}`, `{norm}`": [
-            results[recipe, norm, seed]["history"]["test_acc"]
-            for seed in SEEDS
-            if (recipe, norm, seed) in results
+            run["history"]["test_acc"] for run in records.pick(results, recipe, norm)
         ]
         for recipe in RECIPES
         for norm in NORMS
@@ -223,9 +221,7 @@ def draw_accuracy(results: Results) -> Figure:
     axes = figure.subplots(1, len(RECIPES), sharey=True)
     for axis, recipe in zip(axes, RECIPES, strict=True):
         for norm in NORMS:
-            runs = [
-                results[recipe, norm, seed] for seed in SEEDS if (recipe, norm, seed) in results
-            ]
+            runs = records.pick(results, recipe, norm)
             epochs = pd.DataFrame([run["history"]["test_acc"] for run in runs])
             epochs.columns += 1
             style = {**utils.STYLES[norm], "markersize": 4, "linewidth": 1.8}

@@ -150,7 +150,7 @@ BASES = {"sgd": "onecycle", "muon": "muon"}  # the recipe that a value of `basel
 
 
 def make_search_frame(results: records.Results) -> pd.DataFrame:
-    """Return a row a run of `search`: recipe, arm, rate, seed, and accuracy (%) as `validation`.
+    """Return a row a run of `search`: recipe, arm, rate, and accuracy (%) as `validation`.
 
     A run that diverged counts as a guess.
     """
@@ -162,8 +162,8 @@ def _make_baseline_frame(results: records.Results, claim: str, part: str) -> pd.
     for (name, arm, seed), result in results.items():
         if (match := re.fullmatch(rf"{claim}-(\w+)-([\d.]+)", name)) and seed in SEEDS:
             last = CHANCE if "diverged" in result else result["history"][f"{part}_acc"][-1]
-            rows.append((BASES[match[1]], arm, float(match[2]), seed, last))
-    return pd.DataFrame(rows, columns=["recipe", "arm", "rate", "seed", part])
+            rows.append((BASES[match[1]], arm, float(match[2]), last))
+    return pd.DataFrame(rows, columns=["recipe", "arm", "rate", part])
 
 
 def make_search(frame: pd.DataFrame) -> str:
@@ -184,16 +184,16 @@ def choose_rates(frame: pd.DataFrame) -> pd.Series:
 def make_baseline_frame(
     results: records.Results, claims: records.Results, rates: pd.Series
 ) -> pd.DataFrame:
-    """Return a row a run of 20 epochs: recipe, arm, rate, seed, and `test` accuracy (%).
+    """Return a row a run of 20 epochs: recipe, arm, rate, and `test` accuracy (%).
 
     They are the recipes' runs of the norms, whose rate is nan, and those of `baseline` at `rates`.
     """
     frame = _make_baseline_frame(claims, "baseline", "test").set_index(["recipe", "arm"])
     frame = frame[frame.rate == rates.reindex(frame.index)].reset_index()
     rows = [
-        (recipe, norm, math.nan, seed, results[recipe, norm, seed]["history"]["test_acc"][-1])
-        for recipe, norm, seed in product(BASES.values(), NORMS, SEEDS)
-        if (recipe, norm, seed) in results
+        (recipe, norm, math.nan, run["history"]["test_acc"][-1])
+        for recipe, norm in product(BASES.values(), NORMS)
+        for run in records.pick(results, recipe, norm)
     ]
     return pd.concat([pd.DataFrame(rows, columns=frame.columns), frame], ignore_index=True)
 
@@ -331,7 +331,7 @@ def draw_losses(results: records.Results, recipes: Sequence[str]) -> Figure:
         figure.subplots(1, len(recipes), squeeze=False)[0], recipes, strict=True
     ):
         for norm in NORMS:
-            runs = [results[recipe, norm, s] for s in SEEDS if (recipe, norm, s) in results]
+            runs = records.pick(results, recipe, norm)
             train, test = (
                 pd.DataFrame([run["history"][f"{part}_loss"] for run in runs]).mean()[2:]
                 for part in ("train", "test")

@@ -71,6 +71,11 @@ def load_results(folder: Path) -> Results:
     return {(r["recipe"]["name"], r["norm"], r["seed"]): r for r in results}
 
 
+def pick(results: Results, recipe: str, norm: str) -> list[dict]:
+    """Return the results of that recipe and norm that are there, in the order of SEEDS."""
+    return [results[recipe, norm, seed] for seed in SEEDS if (recipe, norm, seed) in results]
+
+
 def load_model(result: dict) -> Session8Net:
     """Return the trained network of a result, from the weights in results/, on the device."""
     recipe = utils.Recipe(**result["recipe"])

@@ -107,6 +107,15 @@ def hold_out(data: Data, size: int) -> Data:
     return Data(data.classes, *parts, data.stand_in)
 
 
+def rename(result: dict) -> dict:
+    """Return a result on held-out images, with `validation_` for `test_` in its names."""
+    renamed = {
+        part: {key.replace("test_", "validation_"): value for key, value in result[part].items()}
+        for part in ("data", "history")
+    }
+    return result | renamed
+
+
 def run_trial(run: utils.Run, folder: Path = FOLDER) -> str:
     """Train, judge by the held-out images, write the JSON, and return a line that says the outcome.
 
@@ -116,9 +125,7 @@ def run_trial(run: utils.Run, folder: Path = FOLDER) -> str:
     checkpoints = ROOT / "checkpoints" / "tuning"
     with contextlib.redirect_stdout(Prefixed(run.name)):
         history = utils.fit(run, *utils.assemble(run, data), folder=checkpoints)
-    result = describe(run, data, utils.get_device())
-    result["data"]["validation_size"] = result["data"].pop("test_size")
-    result["history"] = {k.replace("test_", "validation_"): v for k, v in history.items()}
+    result = rename(describe(run, data, utils.get_device()) | {"history": history})
     write_whole({run.get_path(folder, ".json"): make_json(result)})
     run.get_path(checkpoints, ".pt").unlink(missing_ok=True)
     return f"{run.name}: {history['test_acc'][-1]:.2f} %"
