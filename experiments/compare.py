@@ -20,7 +20,7 @@ from torch.utils.data import TensorDataset
 import records
 import utils
 from cifar10 import CIFAR
-from records import NAMES, NORMS, ROOT
+from records import COMPARED, NAMES, ROOT
 from replicate import parse_seed
 
 COLUMNS = 6  # images on which one normalization alone is right
@@ -28,7 +28,7 @@ COLUMNS = 6  # images on which one normalization alone is right
 
 def load_runs(recipe: str, seed: int, precision: str) -> dict[str, dict]:
     """Return the results by norm. Raises FileNotFoundError that names what is missing."""
-    runs = (utils.Run(utils.get_recipe(recipe), norm, seed, precision) for norm in NORMS)
+    runs = (utils.Run(utils.get_recipe(recipe), norm, seed, precision) for norm in COMPARED)
     paths = [run.get_path(ROOT / "results", ".json") for run in runs]
     files = [*paths, *(path.with_suffix(".pt") for path in paths)]
     if missing := [file for file in files if not file.exists()]:
@@ -37,7 +37,7 @@ def load_runs(recipe: str, seed: int, precision: str) -> dict[str, dict]:
             f"RECIPE={recipe} SEED={seed} PRECISION={precision}, or choose runs that are there by "
             "--recipe, --seed and the variable PRECISION."
         )
-    return dict(zip(NORMS, map(records.load_result, paths), strict=True))
+    return dict(zip(COMPARED, map(records.load_result, paths), strict=True))
 
 
 def predict(results: Mapping[str, dict], test: TensorDataset) -> dict[str, torch.Tensor]:

@@ -29,7 +29,7 @@ from compare import draw as draw_comparison
 from compare import predict
 from intervals import compare_pairs, format_differences, get_interval, make_markdown
 from models import Session8Net, get_norm
-from records import NAMES, NORMS, ROOT, SEEDS, Results
+from records import COMPARED, NAMES, ROOT, SEEDS, Results
 
 RECIPES = ("reference", "onecycle", "muon")  # of 20 epochs, which are compared, in float32
 SHOWN = (*RECIPES, "quick")
@@ -40,12 +40,12 @@ def make_frame(results: Results) -> pd.DataFrame:
     """Return a row a run: recipe, norm, seed, and final accuracies (%), never the best epoch's.
 
     `gap` is train minus test, in points; `clean` is the accuracy on the training images as they
-    are, nan where a run has none, and `clean_gap` that minus test. Runs of other norms than NORMS
-    and of other seeds than SEEDS are left out.
+    are, nan where a run has none, and `clean_gap` that minus test. Norms that are not COMPARED, and
+    seeds that are not SEEDS, are left out.
     """
     rows = []
     for (recipe, norm, seed), run in results.items():
-        if seed in SEEDS and norm in NORMS:
+        if seed in SEEDS and norm in COMPARED:
             last = {k: v[-1] for k, v in run["history"].items() if k.endswith("_acc")}
             last["clean"] = run.get("clean_train_acc", math.nan)
             rows.append({"recipe": recipe, "norm": norm, "seed": seed} | last)
@@ -69,7 +69,7 @@ def get_histories(results: Results) -> dict[str, list[list[float]]]:
             run["history"]["test_acc"] for run in records.pick(results, recipe, norm)
         ]
         for recipe in RECIPES
-        for norm in NORMS
+        for norm in COMPARED
     }
 
 
@@ -84,9 +84,9 @@ def get_hits(result: dict, labels: Sequence[int]) -> list[bool]:
 
 def make_table(frame: pd.DataFrame) -> str:
     """Return the final test accuracy, mean and 95 % interval, beside what was published."""
-    table = pd.DataFrame({"published": {norm: PUBLISHED[norm][1] for norm in NORMS}})
+    table = pd.DataFrame({"published": {norm: PUBLISHED[norm][1] for norm in COMPARED}})
     for recipe in SHOWN:
-        values = [get_values(frame, "test", recipe=recipe, norm=norm) for norm in NORMS]
+        values = [get_values(frame, "test", recipe=recipe, norm=norm) for norm in COMPARED]
         table[f"`{recipe}`"] = [f"{sum(v) / len(v):.2f} ± {get_interval(v):.2f}" for v in values]
     return make_markdown(table.rename_axis("normalization"))
 
@@ -117,7 +117,7 @@ def make_gap_differences(frame: pd.DataFrame) -> str:
     muon = frame[frame.recipe == "muon"]
     pairs = {
         (f"{one} - {other}",): [muon[muon.norm == norm] for norm in (one, other)]
-        for one, other in combinations(NORMS, 2)
+        for one, other in combinations(COMPARED, 2)
     }
     return format_differences(["difference"], pairs, {"clean_gap": "train as it is minus test"})
 
@@ -129,7 +129,7 @@ def make_differences(frame: pd.DataFrame) -> str:
             frame[(frame.recipe == recipe) & (frame.norm == norm)] for norm in (one, other)
         ]
         for recipe in RECIPES
-        for one, other in combinations(NORMS, 2)
+        for one, other in combinations(COMPARED, 2)
     }
     return format_differences(["recipe", "difference"], pairs)
 
@@ -141,7 +141,7 @@ def make_precisions(float32: pd.DataFrame, bfloat16: pd.DataFrame) -> str:
             frame[(frame.recipe == "onecycle") & (frame.norm == norm)]
             for frame in (float32, bfloat16)
         ]
-        for norm in NORMS
+        for norm in COMPARED
     }
     return format_differences(["float32 - bfloat16"], pairs)
 
@@ -150,7 +150,7 @@ def make_mcnemar(results: Results, labels: Sequence[int]) -> str:
     """Return McNemar's test of each two norms, on the test predictions of seed 1."""
     rows = []
     for recipe in RECIPES:
-        for pair in combinations(NORMS, 2):
+        for pair in combinations(COMPARED, 2):
             hits = (get_hits(results[recipe, norm, 1], labels) for norm in pair)
             only_one, only_other, p = compare_pairs(*hits)
             p = f"{p:.3f}" if p >= 0.001 else "< 0.001"
@@ -165,13 +165,13 @@ def make_tuning(frame: pd.DataFrame) -> str:
     A number is the mean over the seeds that all norms have. A trial that lacks a norm has no mean,
     and stands at the end.
     """
-    frame = frame[frame.norm.isin(NORMS)]
-    whole = frame.groupby(["recipe", "seed"]).norm.transform("size") == len(NORMS)
+    frame = frame[frame.norm.isin(COMPARED)]
+    whole = frame.groupby(["recipe", "seed"]).norm.transform("size") == len(COMPARED)
     frame = frame[whole | ~whole.groupby(frame.recipe).transform("any")]
     trials = frame.assign(trial="`" + frame.recipe + "`").groupby(["trial", "norm"])
-    table = trials.validation.mean().unstack().reindex(columns=list(NORMS))
+    table = trials.validation.mean().unstack().reindex(columns=list(COMPARED))
     table.insert(0, "seeds", trials.size().groupby("trial").max())
-    table["mean"] = table[list(NORMS)].mean(axis=1, skipna=False)
+    table["mean"] = table[list(COMPARED)].mean(axis=1, skipna=False)
     return make_markdown(table.sort_values("mean", ascending=False, kind="stable"))
 
 
@@ -220,7 +220,7 @@ def draw_accuracy(results: Results) -> Figure:
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     axes = figure.subplots(1, len(RECIPES), sharey=True)
     for axis, recipe in zip(axes, RECIPES, strict=True):
-        for norm in NORMS:
+        for norm in COMPARED:
             runs = records.pick(results, recipe, norm)
             epochs = pd.DataFrame([run["history"]["test_acc"] for run in runs])
             epochs.columns += 1
@@ -243,7 +243,7 @@ def draw_normalization(data: Data) -> Figure:
     images = utils.get_test_transforms()(data.test.tensors[0][:32].cpu())
     with torch.inference_mode():
         before = block.relu(block.conv(images))
-        after = {f"after {norm}": get_norm(norm, 16)(before) for norm in NORMS}
+        after = {f"after {norm}": get_norm(norm, 16)(before) for norm in COMPARED}
     title = "The first layer's activations (C1, untrained), before and after each normalization"
     return utils.post_normalization({"before": before, **after}, title)
 
@@ -264,7 +264,7 @@ def draw_run(result: dict, prediction: torch.Tensor, data: Data) -> dict[str, Fi
 
 def check(results: Results, claimed: Results, folder: Path) -> None:
     """Raise ValueError for a result of other hyperparameters, or of another protocol of a claim."""
-    for recipe, norm, seed in results.keys() & set(product(SHOWN, NORMS, SEEDS)):
+    for recipe, norm, seed in results.keys() & set(product(SHOWN, COMPARED, SEEDS)):
         records.is_done(utils.Run(utils.get_recipe(recipe), norm, seed, "float32"), folder)
     for name, arm, seed in claimed:
         claim, _, value = name.partition("-")
@@ -290,11 +290,11 @@ def main() -> None:
         "losses": reasons.draw_losses(results, RECIPES),
         "scales": internals.draw_scales(internals.make_scale_frame(claimed)),
     }
-    quoted = {norm: results["muon", norm, 1] for norm in NORMS}  # the notebooks' runs
+    quoted = {norm: results["muon", norm, 1] for norm in COMPARED}  # the notebooks' runs
     predictions = predict(quoted, data.test)
     data = data.to(torch.device("cpu"))
     figures["comparison"] = draw_comparison(quoted, predictions, data.test, data.classes)
-    for norm in NORMS:
+    for norm in COMPARED:
         figures |= draw_run(quoted[norm], predictions[norm], data)
     # Nothing is written before all is made.
     renew_page(ROOT / "README.md", {"results": make_table(make_frame(results))})

@@ -12,11 +12,11 @@ import records
 import utils
 from claims import ARMS
 from intervals import format_differences, get_interval, make_markdown
-from records import NAMES, NORMS, SEEDS
+from records import COMPARED, NAMES, SEEDS
 
 CHANCE, TRAINS = 10.0, 20.0  # % right by guessing, and above which a network has learned something
 WITHIN = 2.0  # points below its best at which an arm still counts as good
-LABELS = {"none": "none", "he": "none, first weights of He", **{n: NAMES[n] for n in NORMS}}
+LABELS = {"none": "none", "he": "none, first weights of He", **{n: NAMES[n] for n in COMPARED}}
 STYLES = utils.STYLES | {"he": {"color": "#CC79A7", "linestyle": (0, (3, 1, 1, 1)), "marker": "v"}}
 
 
@@ -192,7 +192,7 @@ def make_baseline_frame(
     frame = frame[frame.rate == rates.reindex(frame.index)].reset_index()
     rows = [
         (recipe, norm, math.nan, run["history"]["test_acc"][-1])
-        for recipe, norm in product(BASES.values(), NORMS)
+        for recipe, norm in product(BASES.values(), COMPARED)
         for run in records.pick(results, recipe, norm)
     ]
     return pd.concat([pd.DataFrame(rows, columns=frame.columns), frame], ignore_index=True)
@@ -218,7 +218,7 @@ def make_costs(frame: pd.DataFrame) -> str:
             frame[(frame.recipe == recipe) & (frame.arm == arm)] for arm in (one, other)
         ]
         for recipe in BASES.values()
-        for one, other in [*product(NORMS, ("he", "none")), ("he", "none")]
+        for one, other in [*product(COMPARED, ("he", "none")), ("he", "none")]
     }
     return format_differences(["recipe", "difference"], pairs, {"test": "test"})
 
@@ -304,7 +304,7 @@ def make_equal_loss(results: records.Results, recipes: Sequence[str]) -> str:
     """
     rows = []
     for recipe in recipes:
-        keys = set(product([recipe], NORMS, SEEDS))
+        keys = set(product([recipe], COMPARED, SEEDS))
         runs = {key: run for key, run in results.items() if key in keys}
         level = get_level(runs.values())
         for (_, norm, seed), run in runs.items():
@@ -315,7 +315,7 @@ def make_equal_loss(results: records.Results, recipes: Sequence[str]) -> str:
     pairs = {
         (recipe, level, f"{one} - {other}"): [part[part.norm == norm] for norm in (one, other)]
         for (recipe, level), part in frame.groupby(["recipe", "training loss"], sort=False)
-        for one, other in combinations(NORMS, 2)
+        for one, other in combinations(COMPARED, 2)
     }
     names = ["recipe", "training loss", "difference"]
     return format_differences(names, pairs, {"test": "test accuracy at that loss"})
@@ -330,7 +330,7 @@ def draw_losses(results: records.Results, recipes: Sequence[str]) -> Figure:
     for axis, recipe in zip(
         figure.subplots(1, len(recipes), squeeze=False)[0], recipes, strict=True
     ):
-        for norm in NORMS:
+        for norm in COMPARED:
             runs = records.pick(results, recipe, norm)
             train, test = (
                 pd.DataFrame([run["history"][f"{part}_loss"] for run in runs]).mean()[2:]

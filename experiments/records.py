@@ -17,7 +17,7 @@ from models import Session8Net  # noqa: E402
 from runs import PRECISIONS, Progress, is_same_recipe  # noqa: E402
 
 NAMES = {"bn": "Batch", "gn": "Group", "ln": "Layer", "none": "No"}  # ... normalization
-NORMS = ("bn", "gn", "ln")  # those that are compared; each has a notebook
+COMPARED = ("bn", "gn", "ln")  # those that are compared; each has a notebook
 SEEDS = (1, 2, 3, 4, 5)  # those of the pages; a run of another one changes no page
 
 Results = Mapping[tuple[str, str, int], dict]  # by recipe, norm and seed

@@ -27,15 +27,15 @@ from nbclient.exceptions import CellExecutionError
 
 import records
 import utils
-from models import NORMS as ALL
-from records import NAMES, NORMS, ROOT, SEEDS
+from models import NORMS
+from records import COMPARED, NAMES, ROOT, SEEDS
 
 
 def read_notebook(norm: str) -> nbformat.NotebookNode:
     """Return the norm's notebook; a norm without one gets another's, and its own `norm`."""
-    name = NAMES[norm if norm in NORMS else NORMS[0]]
+    name = NAMES[norm if norm in COMPARED else COMPARED[0]]
     notebook = nbformat.read(ROOT / f"ERA_Session8_{name}Normalization.ipynb", 4)
-    if norm not in NORMS:
+    if norm not in COMPARED:
         tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
         place = next(i for i, names in enumerate(tags) if "parameters" in names) + 1
         notebook.cells.insert(place, nbformat.v4.new_code_cell(f'norm = "{norm}"'))
@@ -186,7 +186,7 @@ def add_options(parser: argparse.ArgumentParser, seeds: Sequence[int]) -> None:
     except ValueError as error:
         parser.error(str(error))
     parser.set_defaults(precision=precision)
-    parser.add_argument("--norms", nargs="+", choices=ALL, default=list(NORMS))
+    parser.add_argument("--norms", nargs="+", choices=NORMS, default=list(COMPARED))
     parser.add_argument("--seeds", nargs="+", type=parse_seed, default=list(seeds))
     parser.add_argument(
         "--processes", type=parse_count, default=os.cpu_count(), help="runs at a time"

@@ -11,7 +11,7 @@ for package in ("pandas", "scipy", "tabulate"):
 
 import evidence  # noqa: E402
 from common import ROOT, read_table  # noqa: E402
-from records import NORMS  # noqa: E402
+from records import COMPARED  # noqa: E402
 
 TEST = {"bn": [80.0, 81.0, 82.0], "gn": [79.0, 81.0, 80.0], "ln": [70.0, 70.5, 70.0]}  # %
 
@@ -28,7 +28,7 @@ def make_results(seeds=(1, 2, 3)):
             **({"clean_train_acc": 90.0 + seed} if recipe == "muon" else {}),
         }
         for recipe in evidence.SHOWN
-        for norm in NORMS
+        for norm in COMPARED
         for seed in seeds
     }
 
@@ -44,7 +44,7 @@ def test_means_are_over_the_seeds_and_of_the_last_epoch():
 def test_a_seed_or_a_norm_that_the_pages_do_not_name_changes_none_of_their_tables():
     results = make_results()
     expected = evidence.make_seeds(evidence.make_frame(results))
-    for norm in NORMS:
+    for norm in COMPARED:
         results["onecycle", norm, 6] = results["onecycle", norm, 1]
         results["mine", norm, 1] = results["onecycle", norm, 1]
         results["onecycle", "none", 1] = results["onecycle", norm, 1]
@@ -111,7 +111,7 @@ def test_the_trials_are_listed_by_their_mean_over_the_norms():
     results = {
         (trial, norm, seed): {"history": {"train_acc": [1.0], "validation_acc": [0.0, value]}}
         for trial, norms in accuracies.items()
-        for norm, values in zip(NORMS, norms, strict=True)
+        for norm, values in zip(COMPARED, norms, strict=True)
         for seed, value in enumerate(values, 1)
     }
     assert read_table(evidence.make_tuning(evidence.make_frame(results))) == [

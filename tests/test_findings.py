@@ -14,7 +14,7 @@ import tune
 import utils
 from cifar10 import load_cifar10
 from common import CPU, OUR_NORMS, PAGES, ROOT, get_rows, skip_if_changed
-from records import NORMS, SEEDS
+from records import COMPARED, SEEDS
 from runs import get_environment
 
 README, LAB = PAGES.values()
@@ -48,7 +48,7 @@ def get_finals(recipe, part, results=RESULTS):
             for seed in SEEDS
             if (recipe, norm, seed) in results
         ]
-        for norm in NORMS
+        for norm in COMPARED
     ]
 
 
@@ -160,7 +160,9 @@ def test_what_is_said_of_quick_is_what_the_results_say(evidence):
         assert [row[i] for row in cells] == pytest.approx(means, abs=0.006)
     means = get_means("quick", "test")
     assert f"its three means lie {max(means) - min(means):.1f} points apart" in FINDINGS
-    commits = {RESULTS["quick", norm, s]["environment"]["commit"] for norm in NORMS for s in SEEDS}
+    commits = {
+        RESULTS["quick", norm, s]["environment"]["commit"] for norm in COMPARED for s in SEEDS
+    }
     assert {commit[:7] for commit in commits} == {"6d1ce16"}
     assert "those of `quick` of 6d1ce16" in LAB_TEXT
 
@@ -195,7 +197,7 @@ def test_the_finding_on_regularization_is_what_the_tables_say():
 def test_the_epochs_to_an_accuracy_are_those_of_the_table():
     to_70 = {tuple(re.findall(r"`(\w+)`", row[0])): row[2] for row in get_rows(LAB, "speed")}
     for recipe, said in (("reference", "take {}, {} and {} epochs"), ("muon", "but {}, {} and {}")):
-        epochs = (f"{float(to_70[recipe, norm].split(' ')[0]):.1f}" for norm in NORMS)
+        epochs = (f"{float(to_70[recipe, norm].split(' ')[0]):.1f}" for norm in COMPARED)
         assert f"{said.format(*epochs)} with `{recipe}`" in TEXT
 
 
@@ -271,13 +273,13 @@ def test_the_scales_are_those_of_the_runs():
     assert f"falls {before['none']}-fold from `C1` to `C10`" in TEXT
     assert float(before["none"].replace(",", "")) > 1000
     assert float(before["he"]) < 10
-    factors = sorted(float(before[norm]) for norm in NORMS)
+    factors = sorted(float(before[norm]) for norm in COMPARED)
     assert f"and {factors[0]:.1f}- to {factors[-1]:.1f}-fold with one" in TEXT
-    assert all(1 / 3 < float(before[norm]) < 3 for norm in NORMS)
+    assert all(1 / 3 < float(before[norm]) < 3 for norm in COMPARED)
     assert all(float(after["bn"]) < float(after[arm]) for arm in ("he", "gn", "ln"))
     start = next(row[2].split(" ")[0] for row in get_rows(LAB, "scales") if row[0] == "`he`")
     assert f"of a layer {start}-fold apart; after 4 epochs it is {float(after['he']):.1f}" in TEXT
-    ends = sorted(float(after[norm]) for norm in NORMS)
+    ends = sorted(float(after[norm]) for norm in COMPARED)
     assert f"-fold, and {ends[0]:.1f}- to {ends[-1]:.1f}-fold with a normalization" in TEXT
     finals = {CLAIMED["scales-0.05", "none", seed]["history"]["test_acc"][-1] for seed in (1, 2, 3)}
     assert finals == {10.0}, "the page says so"
@@ -316,7 +318,7 @@ def get_trials(start):
     """Return the accuracies (bn, gn, ln) with seed 1 of the page's trials whose names so begin."""
     names = [row[0].strip("`") for row in get_rows(LAB, "tuning")]
     return {
-        name: [TRIALS[name, norm, 1]["history"]["validation_acc"][-1] for norm in NORMS]
+        name: [TRIALS[name, norm, 1]["history"]["validation_acc"][-1] for norm in COMPARED]
         for name in names
         if re.match(start, name)
     }
@@ -382,7 +384,7 @@ def get_means_of_seed(seed):
     trials = {trial for trial, _, s in TRIALS if s == seed}
     return {
         trial: statistics.mean(
-            TRIALS[trial, norm, seed]["history"]["validation_acc"][-1] for norm in NORMS
+            TRIALS[trial, norm, seed]["history"]["validation_acc"][-1] for norm in COMPARED
         )
         for trial in trials
     }
@@ -396,7 +398,7 @@ def test_the_margin_is_two_standard_errors(cifar10_root):
         digits = BFLOAT16["onecycle", norm, seed]["test_predictions"]
         return (torch.tensor(list(map(int, digits))) == labels).tolist()
 
-    hits = torch.tensor([[get_hits(norm, seed) for seed in SEEDS] for norm in NORMS])
+    hits = torch.tensor([[get_hits(norm, seed) for seed in SEEDS] for norm in COMPARED])
     generator = torch.Generator().manual_seed(0)
     halves = [torch.randperm(10_000, generator=generator)[:5_000] for _ in range(100)]
     variances = [hits[:, :, half].double().mean(dim=2).var(dim=1).mean() for half in halves]
@@ -408,18 +410,18 @@ def test_the_margin_is_two_standard_errors(cifar10_root):
 
 def test_the_norms_have_the_same_trials():
     names = {row[0].strip("`") for row in get_rows(LAB, "tuning")}
-    bn, gn, ln = ({(t, s) for t, n, s in TRIALS if n == norm and t in names} for norm in NORMS)
+    bn, gn, ln = ({(t, s) for t, n, s in TRIALS if n == norm and t in names} for norm in COMPARED)
     assert bn == gn == ln
 
 
 def test_the_gaps_on_training_images_as_they_are_are_those_of_the_results():
-    runs = [RESULTS["onecycle", norm, 1] for norm in NORMS]
+    runs = [RESULTS["onecycle", norm, 1] for norm in COMPARED]
     gaps = [run["clean_train_acc"] - run["history"]["test_acc"][-1] for run in runs]
     assert "end {:.1f}, {:.1f} and {:.1f} points (bn, gn, ln) above".format(*gaps) in LAB_TEXT
 
 
 @pytest.mark.cifar10
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", COMPARED)
 def test_the_committed_weights_give_the_accuracies_that_are_said(norm, cifar10_root, evidence):
     result = RESULTS["muon", norm, 1]
     data = load_cifar10(cifar10_root)
