@@ -179,7 +179,7 @@ def make_tables(
     results: Results, bfloat16: Results, trials: Results, claimed: Results
 ) -> dict[str, str]:
     """Return the lab book's tables, but McNemar's, by the names of their markers."""
-    frame = make_frame(results)
+    frame, shift = make_frame(results), internals.make_shift_frame(claimed)
     return {
         "seeds": make_seeds(frame),
         "differences": make_differences(frame),
@@ -190,6 +190,8 @@ def make_tables(
         "speed": reasons.make_speed(get_histories(results), (60, 70, 80)),
         "equal-loss": reasons.make_equal_loss(results, RECIPES),
         "scales": internals.make_scales(internals.make_scale_frame(claimed)),
+        "shift": internals.make_shift(shift),
+        "shift-differences": internals.make_shift_differences(shift),
     }
 
 
@@ -289,6 +291,7 @@ def main() -> None:
         "normalization": draw_normalization(data),
         "losses": reasons.draw_losses(results, RECIPES),
         "scales": internals.draw_scales(internals.make_scale_frame(claimed)),
+        "shift": internals.draw_shift(internals.make_shift_frame(claimed)),
     }
     quoted = {norm: results["muon", norm, 1] for norm in COMPARED}  # the notebooks' runs
     predictions = predict(quoted, data.test)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 import records
 from claims import WATCHED
-from intervals import get_interval, make_markdown
+from intervals import format_differences, get_interval, make_markdown
 from reasons import LABELS, STYLES, get_arms
 from records import SEEDS
 
@@ -127,6 +127,17 @@ def make_shift(frame: pd.DataFrame) -> str:
     return make_markdown(table.rename_axis("median of the steps"))
 
 
+def make_shift_differences(frame: pd.DataFrame) -> str:
+    """Return how each measure of `bn` differs from that of `gn` and `ln`; bold is what is shown."""
+    medians = frame.groupby(["arm", "seed"])[list(MEASURES)].median().unstack("arm")
+    others, pairs = ["gn", "ln"], {}
+    for name, title in MEASURES.items():
+        values = medians[name]  # a row a seed, a column an arm
+        pairs[(title,)] = [pd.DataFrame(dict.fromkeys(others, values.bn)), values[others]]
+    names = {norm: f"bn - {norm}" for norm in others}
+    return format_differences(["median of the steps"], pairs, names)
+
+
 def draw_shift(frame: pd.DataFrame) -> Figure:
     """Return how much gradients change, by step: four layers' by the shift, and along the step.
 
@@ -143,5 +154,9 @@ def draw_shift(frame: pd.DataFrame) -> Figure:
             axis.plot(line.index, line, label=LABELS[arm], **style)
         axis.set(title=MEASURES[name], xlabel="step", yscale="log")
         axis.grid(alpha=0.3)
-    panels["range"].legend()
+    panels[names[0]].set_ylabel("share of the gradient's norm")
+    panels["range"].set_ylabel("loss, highest minus lowest")
+    panels["smoothness"].set_ylabel("share of its norm, by steps")
+    labels = panels["range"].get_legend_handles_labels()
+    figure.legend(*labels, loc="outside lower center", ncols=len(labels[1]))
     return figure

@@ -285,6 +285,39 @@ def test_the_scales_are_those_of_the_runs():
     assert finals == {10.0}, "the page says so"
 
 
+def test_the_shifts_are_those_of_the_runs(evidence):
+    cells = {row[0]: row[1:] for row in get_rows(LAB, "shift")}
+    (_, _, *norms) = (cell.split(" ")[0] for cell in cells["change of C10's gradient"])
+    said = "changes by {} of its norm with `bn`, and by {} and {} with `gn` and `ln`"
+    assert said.format(*(f"{float(share):.2f}" for share in norms)) in TEXT
+    rows = get_rows(LAB, "shift-differences")
+    shown = {row[0]: [cell.startswith("**") for cell in row[1:]] for row in rows}
+    assert shown["change of C8's gradient"] == shown["change of C10's gradient"] == [True, False]
+    assert shown["largest change by its distance"][0]
+    assert "for all 22" in LAB_TEXT
+    assert 2 * len(rows) == 22
+    frame = evidence.internals.make_shift_frame(CLAIMED)
+    first = frame[frame.step <= 100].groupby(["arm", "seed"])["change C8"].median()
+    first = first.groupby("arm").mean()
+    said = "`C8` changes by {bn:.2f} of its norm with `bn`, by {gn:.2f} with `gn` and {ln:.2f} with"
+    assert said.format(**first) in LAB_TEXT
+    assert f"`ln`, and by {first['he']:.2f} with `he`, which" in LAB_TEXT
+    assert first.idxmax() == "bn"
+    assert first.drop("none").idxmin() == "he"
+    diverged = {key for key, run in CLAIMED.items() if "diverged" in run and "shift" in key[0]}
+    assert diverged == {("shift-0.1", "he", 3)}
+    assert "in step 4," in CLAIMED["shift-0.1", "he", 3]["diverged"]
+    ends = [
+        statistics.mean(
+            CLAIMED["shift-0.1", arm, seed]["history"]["test_acc"][-1]
+            for seed in (1, 2, 3)
+            if ("shift-0.1", arm, seed) not in diverged
+        )
+        for arm in ("gn", "ln", "he", "bn")
+    ]
+    assert "{:.0f} and {:.0f} %, `he` {:.0f}, `bn` {:.0f})".format(*ends) in LAB_TEXT
+
+
 # --- Results
 
 

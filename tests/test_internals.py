@@ -85,6 +85,21 @@ def test_shifts_are_medians_of_steps_and_means_of_seeds(shifts):
     assert len(rows) == 11
 
 
+def test_bn_is_compared_with_the_other_norms(shifts):
+    norms = {"gn": (2.0, 3.0), "ln": (2.0, 4.0)}  # made of bn's by one seed's offset
+    for norm, offsets in norms.items():
+        for seed, offset in enumerate(offsets, 1):
+            rows = [dict(row) for row in shifts["shift-0.1", "bn", seed]["rows"]]
+            for row in rows:
+                row["smoothness"] += offset
+            shifts["shift-0.1", norm, seed] = {"rows": rows}
+    rows = read_table(internals.make_shift_differences(internals.make_shift_frame(shifts)))
+    cells = {row[0]: [cell.split(" ")[0] for cell in row[1:]] for row in rows}
+    assert cells["largest change by its distance"] == ["-2.50", "-3.00"]
+    assert cells["cosine, C2"] == ["+0.00", "+0.00"]
+    assert len(rows) == 11
+
+
 def test_the_figure_of_shifts_has_the_steps_that_were_measured(shifts):
     figure = internals.draw_shift(internals.make_shift_frame(shifts))
     assert len(figure.axes) == 6
