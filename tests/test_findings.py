@@ -158,8 +158,6 @@ def test_what_is_said_of_quick_is_what_the_results_say(evidence):
     ):
         means = get_means(result[0], "test", result[1])
         assert [row[i] for row in cells] == pytest.approx(means, abs=0.006)
-    means = get_means("quick", "test")
-    assert f"its three means lie {max(means) - min(means):.1f} points apart" in FINDINGS
     commits = {
         RESULTS["quick", norm, s]["environment"]["commit"] for norm in COMPARED for s in SEEDS
     }
@@ -189,8 +187,6 @@ def test_the_finding_on_regularization_is_what_the_tables_say():
     assert f"{said} at the same training loss than `gn` and `ln`, with `onecycle` {more:.1f}" in (
         LAB_TEXT
     )
-    gaps = [float(row[4]) for row in get_rows(LAB, "gaps")]
-    assert "accuracy lies {:.1f}, {:.1f} and {:.1f} points above that in".format(*gaps) in FINDINGS
     assert not any("*" in row[1] for row in get_rows(LAB, "gap-differences"))
 
 
@@ -278,7 +274,7 @@ def test_the_scales_are_those_of_the_runs():
     assert all(1 / 3 < float(before[norm]) < 3 for norm in COMPARED)
     assert all(float(after["bn"]) < float(after[arm]) for arm in ("he", "gn", "ln"))
     start = next(row[2].split(" ")[0] for row in get_rows(LAB, "scales") if row[0] == "`he`")
-    assert f"of a layer {start}-fold apart; after 4 epochs it is {float(after['he']):.1f}" in TEXT
+    assert f"channels {start}-fold apart; after 4 epochs that is {float(after['he']):.1f}" in TEXT
     ends = sorted(float(after[norm]) for norm in COMPARED)
     assert f"-fold, and {ends[0]:.1f}- to {ends[-1]:.1f}-fold with a normalization" in TEXT
     finals = {CLAIMED["scales-0.05", "none", seed]["history"]["test_acc"][-1] for seed in (1, 2, 3)}
@@ -297,13 +293,15 @@ def test_the_shifts_are_those_of_the_runs(evidence):
     assert "for all 22" in LAB_TEXT
     assert 2 * len(rows) == 22
     frame = evidence.internals.make_shift_frame(CLAIMED)
-    first = frame[frame.step <= 100].groupby(["arm", "seed"])["change C8"].median()
+    columns = [f"change {layer}" for layer in claims.WATCHED]
+    first = frame[frame.step <= 100].groupby(["arm", "seed"])[columns].median()
     first = first.groupby("arm").mean()
+    assert set(first.drop("none").idxmin()) == {"he"}, "the front page says so"
+    first = first["change C8"]
     said = "`C8` changes by {bn:.2f} of its norm with `bn`, by {gn:.2f} with `gn` and {ln:.2f} with"
     assert said.format(**first) in LAB_TEXT
     assert f"`ln`, and by {first['he']:.2f} with `he`, which" in LAB_TEXT
     assert first.idxmax() == "bn"
-    assert first.drop("none").idxmin() == "he"
     diverged = {key for key, run in CLAIMED.items() if "diverged" in run and "shift" in key[0]}
     assert diverged == {("shift-0.1", "he", 3)}
     assert "in step 4," in CLAIMED["shift-0.1", "he", 3]["diverged"]
