@@ -29,7 +29,7 @@ def make_frame(results: records.Results, claim: str) -> pd.DataFrame:
     """Return a row a run of the claim: arm, value (a rate or a batch size), seed, and accuracies.
 
     `test` is the final accuracy (%) on the test images, nan where the run diverged; `history` has
-    one for each epoch.
+    one for each epoch. A seed of which runs are missing is left out.
     """
     rows = []
     for (recipe, arm, seed), result in results.items():
@@ -38,7 +38,9 @@ def make_frame(results: records.Results, claim: str) -> pd.DataFrame:
             test = math.nan if "diverged" in result else history[-1]
             value = float(recipe.removeprefix(f"{claim}-"))
             rows.append((arm, value, seed, test, history))
-    return pd.DataFrame(rows, columns=["arm", "value", "seed", "test", "history"])
+    frame = pd.DataFrame(rows, columns=["arm", "value", "seed", "test", "history"])
+    sizes = frame.groupby("seed").arm.transform("size")
+    return frame[sizes == sizes.max()]
 
 
 # --- Larger learning rates -----------------------------------------------------------------------
@@ -99,7 +101,7 @@ def draw_rates(frame: pd.DataFrame) -> Figure:
     axis.set(xlabel="peak learning rate of SGD", ylabel="accuracy on the test images (%)")
     axis.set_title("After 4 epochs (line: mean, dash: one run, cross: a run that diverged)")
     axis.grid(alpha=0.3)
-    axis.legend(loc="lower left")
+    axis.legend(loc="center left")
     return figure
 
 

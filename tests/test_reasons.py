@@ -42,6 +42,12 @@ def test_a_frame_has_the_runs_of_its_claim_alone(frame):
     assert frame.test.isna().sum() == 4
 
 
+def test_a_seed_of_which_a_run_is_missing_is_left_out():
+    results = make_results()
+    del results["rates-3", "gn", 2]
+    assert set(reasons.make_frame(results, "rates").seed) == {1}
+
+
 def test_the_table_of_rates_is_that_of_the_runs(frame):
     half = 12.706 * 2**0.5 / 2**0.5  # Student's t for one degree of freedom, deviation sqrt(2)
     assert read_table(reasons.make_rates(frame)) == [
