@@ -180,6 +180,7 @@ def make_tables(
 ) -> dict[str, str]:
     """Return the lab book's tables, but McNemar's, by the names of their markers."""
     frame, shift = make_frame(results), internals.make_shift_frame(claimed)
+    rates = reasons.make_frame(claimed, "rates")
     return {
         "seeds": make_seeds(frame),
         "differences": make_differences(frame),
@@ -187,6 +188,8 @@ def make_tables(
         "gap-differences": make_gap_differences(frame),
         "precisions": make_precisions(frame, make_frame(bfloat16)),
         "tuning": make_tuning(make_frame(trials)),
+        "rates": reasons.make_rates(rates),
+        "rates-speed": reasons.make_speed(reasons.get_best(rates), (60, 70)),
         "speed": reasons.make_speed(get_histories(results), (60, 70, 80)),
         "equal-loss": reasons.make_equal_loss(results, RECIPES),
         "scales": internals.make_scales(internals.make_scale_frame(claimed)),
@@ -290,6 +293,7 @@ def main() -> None:
         "accuracy": draw_accuracy(results),
         "normalization": draw_normalization(data),
         "losses": reasons.draw_losses(results, RECIPES),
+        "rates": reasons.draw_rates(reasons.make_frame(claimed, "rates")),
         "scales": internals.draw_scales(internals.make_scale_frame(claimed)),
         "shift": internals.draw_shift(internals.make_shift_frame(claimed)),
     }

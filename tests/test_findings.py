@@ -261,6 +261,46 @@ def test_a_claim_s_run_is_of_the_protocol_that_the_code_has(name):
     assert result["environment"]["clean"]
 
 
+def test_the_rates_are_those_of_the_runs(evidence):
+    frame = evidence.reasons.make_frame(CLAIMED, "rates")
+    numbers = {2: "two", 3: "three"}
+    assert f"After 4 epochs, {numbers[frame.seed.nunique()]} seeds," in LAB_TEXT
+    means = evidence.reasons.get_means(frame)
+    at_one = means.loc[list(COMPARED), 1.0]
+    said = "At a peak rate of 1 `bn` reaches {:.0f} %, `gn` and `ln` {:.0f} and {:.0f} %"
+    assert said.format(*at_one) in TEXT
+    assert (frame[(frame.arm == "none")].test == 10).all(), "at no rate"
+    high = frame[(frame.arm == "he") & (frame.value >= 0.3)].fillna({"test": 10})
+    assert (high.test == 10).all(), "at 0.3 or more"
+    trains = {row[0].strip("`"): row[4] for row in get_rows(LAB, "rates")}
+    assert trains == {"none": "–", "he": "0.1", "bn": "1", "gn": "1", "ln": "1"}
+    assert means.max(axis=1).idxmax() == "bn"
+    lead = means.loc["bn", 0.01] - means.loc[["he", "gn", "ln"], 0.01].max()
+    assert f"at 0.01 it is ahead, too, by {lead:.1f} points or more" in LAB_TEXT
+    below = means.loc["bn"].max() - means.max(axis=1)
+    assert max(below.gn, below.ln) < 3, "as predicted"
+    assert 5 < below.he < 10
+    assert (means.drop(columns=3.0) <= means.loc["bn"].drop(3.0)).all(axis=None), "loses least"
+
+
+def test_the_speeds_at_the_best_rates_are_those_of_the_table():
+    rows = {row[0].split("`")[1]: row[1:] for row in get_rows(LAB, "rates-speed")}
+    assert rows["he"][1].startswith("0 of ")
+    to_60, to_70 = (
+        {arm: float(cells[i].split(" ")[0]) for arm, cells in rows.items() if arm in COMPARED}
+        for i in (0, 1)
+    )
+    low, high = min(to_60.values()), max(to_60.values())
+    he = float(rows["he"][0].split(" ")[0])
+    said = (
+        f"is at 60 % after {low:.1f} to {high:.1f} epochs, first weights of He alone after {he:.1f}"
+    )
+    assert said in TEXT
+    assert f"`he` takes {he / to_60['bn']:.1f} times as many to 60 %" in LAB_TEXT
+    for epochs in (to_60, to_70):
+        assert max(epochs["gn"], epochs["ln"]) <= epochs["bn"], "no more than bn"
+
+
 def test_the_scales_are_those_of_the_runs():
     before, after = (
         {row[0].strip("`"): row[column].split(" ")[0] for row in get_rows(LAB, "scales")}
