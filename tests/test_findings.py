@@ -187,6 +187,9 @@ def test_the_finding_on_regularization_is_what_the_tables_say():
     assert f"{said} at the same training loss than `gn` and `ln`, with `onecycle` {more:.1f}" in (
         LAB_TEXT
     )
+    gn, ln = (row[1] for row in get_rows(LAB, "gap-differences")[:2])
+    said = f"{-float(gn.split(' ')[0]):.1f} points smaller than that of `gn` and"
+    assert f"{said} {float(ln.split(' ')[0]):.1f} larger than that of `ln`" in LAB_TEXT
     assert not any("*" in row[1] for row in get_rows(LAB, "gap-differences"))
 
 
