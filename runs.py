@@ -11,10 +11,10 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
 import torch
 from torch import nn
@@ -203,7 +203,7 @@ class Checkpoint:
         state |= {"identity": self.identity, "history": history, "cpu_rng": torch.get_rng_state()}
         if self.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
-        write_whole({self.path: lambda file: torch.save(state, file)})
+        write_whole({self.path: make_pt(state)})
 
     def load(self) -> dict[str, list[float]]:
         """Take up the saved state and return its history; {} if there is none.
@@ -266,23 +266,23 @@ def _get_numbers(nest: Any) -> Iterator[float | torch.Tensor]:
         yield nest
 
 
-def write_whole(writers: Mapping[Path, Callable[[BinaryIO], object]]) -> None:
-    """Let each writer fill a file; when all are on the disk, put each in the place of its path.
+def write_whole(contents: Mapping[Path, bytes]) -> None:
+    """Write a file for each path; when all are on the disk, put each in its place, in that order.
 
-    Raises OSError, with what was there before left as it was.
+    Raises OSError if one can't be written, with what was there before left as it was.
     """
-    parts = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in writers}
+    parts = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in contents}
     try:
-        for path, write in writers.items():
+        for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             with parts[path].open("wb") as file:
-                write(file)
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
         for path, part in parts.items():
             part.replace(path)
     except OSError as error:
-        names = " and ".join(map(str, writers))
+        names = " and ".join(map(str, contents))
         raise OSError(
             error.errno,
             f"{names} could not be written ({error.strerror}). What was there is unchanged. Make "
@@ -317,13 +317,19 @@ def is_same_recipe(theirs: Mapping[str, Any], recipe: Any) -> bool:
     return asdict(type(recipe)(recipe.name)) | theirs == asdict(recipe)
 
 
-def make_json(result: Mapping[str, Any]) -> Callable[[BinaryIO], object]:
-    """Return the writer, for `write_whole`, of a result as JSON.
+def make_json(result: Mapping[str, Any]) -> bytes:
+    """Return a result as JSON; ValueError for a number that JSON does not have."""
+    return (json.dumps(result, indent=1, allow_nan=False) + "\n").encode()
 
-    Raises ValueError for a number that JSON does not have.
+
+def make_pt(state: Mapping[str, Any]) -> bytes:
+    """Return a state as `torch.save` writes it.
+
+    Into memory, since on a full disk `torch.save` raises an error of its own over the system's.
     """
-    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
-    return lambda file: file.write(text.encode())
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
 
 
 def save_result(
@@ -340,9 +346,9 @@ def save_result(
 
     `clean_train_acc` is the final accuracy (%) on the training images without augmentation,
     `prediction` the final log-probabilities (N, 10) of the test set. A run on stand-in data writes
-    nothing, nor does one over a result of other hyperparameters or other data. Both files appear
-    whole or not at all; raises OSError if they can't, and FloatingPointError for what is not
-    finite. A finished run's checkpoint is removed.
+    nothing, nor does one over a result of other hyperparameters or other data. Each file appears
+    whole or not at all, the weights first; raises OSError if they can't, and FloatingPointError for
+    what is not finite. A finished run's checkpoint is removed.
     """
     path = run.get_path(folder, ".json")
     if data.stand_in:
@@ -364,7 +370,7 @@ def save_result(
             "clean_train_acc": clean_train_acc,
             "test_predictions": "".join(map(str, prediction.argmax(dim=1).tolist())),
         }
-        write_whole({weights: lambda file: torch.save(state, file), path: make_json(result)})
+        write_whole({weights: make_pt(state), path: make_json(result)})
         said = f"Written: {path} and {weights.name}, the weights."
     run.get_path(checkpoints, ".pt").unlink(missing_ok=True)
     return said
