@@ -11,7 +11,6 @@ they are measured, and then what follows from them.
 import argparse
 import contextlib
 import math
-import os
 import statistics
 import sys
 import time
@@ -103,8 +102,8 @@ def make_ours(
     norm: str, recipe: utils.Recipe = RECIPE, evaluate: bool = False, precision: str = ""
 ) -> Loop:
     """Return the notebooks' own `train`, or `test`, on so many batches of the recipe."""
-    precision = precision or get_precision()
-    model, train_loader, test_loader, *rest = assemble(norm, recipe, precision)
+    precision = precision or records.get_precision()
+    model, train_loader, test_loader, *rest = assemble_random(norm, recipe, precision)
     loader = test_loader if evaluate else train_loader
     tensors = loader.dataset.tensors
 
@@ -121,8 +120,8 @@ def make_ours(
 
 def make_floor(norm: str) -> Loop:
     """Return forward, backward and step on one batch: no data, no count, no schedule."""
-    precision = get_precision()
-    model, loader, _, optimizer, _, criterion = assemble(norm, RECIPE, precision)
+    precision = records.get_precision()
+    model, loader, _, optimizer, _, criterion = assemble_random(norm, RECIPE, precision)
     images, labels = next(iter(loader))
     utils.keep_memory()
     model.train()
@@ -138,11 +137,7 @@ def make_floor(norm: str) -> Loop:
     return run
 
 
-def get_precision() -> str:
-    return utils.get_precision(os.environ.get("PRECISION"), utils.get_device())
-
-
-def assemble(norm: str, recipe: utils.Recipe, precision: str) -> tuple:
+def assemble_random(norm: str, recipe: utils.Recipe, precision: str) -> tuple:
     """Return what the notebooks train with, on random images."""
     images = torch.randint(0, 256, (SIZE, 3, 32, 32), dtype=torch.uint8)
     dataset = TensorDataset(images, torch.arange(SIZE) % 10)
@@ -256,7 +251,7 @@ def make_minutes(norm: str, measured: dict[str, tuple[list[float], float]]) -> s
     epochs = average([count_epochs(history) for history in reference])
     usual = epochs * EPOCH * step["textbook"] / 60_000
     cells = [f"{epochs:.1f}", f"{usual:.1f}", f"{average([h[-1] for h in reference]):.2f}"]
-    for kind, precision in (("ours", get_precision()), ("ours, float32", "float32")):
+    for kind, precision in (("ours", records.get_precision()), ("ours, float32", "float32")):
         evaluation = TEST_EPOCH * step[f"{kind}, evaluation"]
         quick = QUICK.epochs * (EPOCH * step[kind] + evaluation) / 60_000
         accuracy = average([h[-1] for h in load_histories(QUICK, norm, precision)])
@@ -292,7 +287,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    precision = get_precision()
+    precision = records.get_precision()
     environment = get_environment(utils.get_device(), precision)
     print(", ".join(f"{key} {value}" for key, value in environment.items()), end="\n\n")
     print("| norm | loop | ms a step: median (range) | images/s | s an epoch | peak GiB |")

@@ -32,6 +32,7 @@ from replicate import Prefixed, get_runs, parse_count, parse_seed, run_left
 from runs import check_finite, describe, make_json, write_whole
 
 FOLDER = ROOT / "results" / "claims"
+CHECKPOINTS = ROOT / "checkpoints" / "claims"
 SGD, MUON = map(utils.get_recipe, ("onecycle", "muon"))
 ARMS = ("none", "he", "bn", "gn", "ln")
 Tensors = dict[str, torch.Tensor]  # the parameters of a network, or their gradients, by name
@@ -50,14 +51,14 @@ def assemble(run: utils.Run, data: Data) -> tuple:
 
 def fit(run: utils.Run, parts: tuple) -> dict[str, list[float]]:
     with contextlib.redirect_stdout(Prefixed(run.name)):
-        return utils.fit(run, *parts, folder=ROOT / "checkpoints" / "claims")
+        return utils.fit(run, *parts, folder=CHECKPOINTS)
 
 
 # --- What each claim measures --------------------------------------------------------------------
 
 RECOMPUTED_ON = 10_000  # training images, for batch statistics computed anew
-SCALED = 512  # test images, over which a channel's deviation is taken
-EVERY = 20  # steps from one measurement of `shift` to the next
+SCALE_IMAGES = 512  # test images, over which a channel's deviation is taken
+SHIFT_EVERY = 20  # steps from one measurement of `shift` to the next
 WATCHED = ("C2", "C5", "C8", "C10")  # layers whose gradient is watched
 DISTANCES = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)  # along the gradient, times the rate
 
@@ -84,10 +85,10 @@ def measure_averages(run: utils.Run, data: Data) -> dict:
 def measure_scales(run: utils.Run, data: Data) -> dict:
     """Train; also return each channel's deviation by layer, before and after.
 
-    It is over SCALED test images and all positions, of what a block puts out.
+    It is over SCALE_IMAGES test images and all positions, of what a block puts out.
     """
     parts = assemble(run, data)
-    images = utils.get_test_transforms()(data.test.tensors[0][:SCALED])
+    images = utils.get_test_transforms()(data.test.tensors[0][:SCALE_IMAGES])
     before = get_deviations(parts[0], images)
     return {
         "history": fit(run, parts),
@@ -113,7 +114,7 @@ def get_deviations(model: nn.Module, images: torch.Tensor) -> dict[str, list[flo
 
 
 def measure_shift(run: utils.Run, data: Data) -> dict:
-    """Train by plain SGD; return, for every EVERY-th step, its shift and the loss along it.
+    """Train by plain SGD; return, for every SHIFT_EVERY-th step, its shift and the loss along it.
 
     What is not finite there is None: to look ahead where the loss overflows ends no run.
     """
@@ -124,9 +125,9 @@ def measure_shift(run: utils.Run, data: Data) -> dict:
     for _ in range(run.recipe.epochs):
         model.train()
         for images, labels in loader:
-            if step % EVERY == 0:
+            rate = optimizer.param_groups[0]["lr"]
+            if step % SHIFT_EVERY == 0:
                 get = make_gradient(model, criterion, images, labels)
-                rate = optimizer.param_groups[0]["lr"]
                 weights = dict(model.named_parameters())
                 shift = get_shift(get, weights, rate, watched)
                 row = {"step": step, "shift": shift, **get_line(get, weights, rate)}
@@ -186,11 +187,11 @@ def get_shift(
     for label, name in watched.items():
         earlier = list(weights)[: list(weights).index(name)]
         moved = {other: weights[other] - rate * gradients[other] for other in earlier}
-        shifts[label] = compare(gradients[name], get(weights | moved)[1][name])
+        shifts[label] = measure_change(gradients[name], get(weights | moved)[1][name])
     return shifts
 
 
-def compare(one: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
+def measure_change(one: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
     """Return the norm of the difference, as a share of the norm of `one`, and the cosine.
 
     They are computed in float64: without a normalization a gradient can be tiny.
@@ -212,7 +213,7 @@ def get_line(get: Gradient, weights: Tensors, rate: float) -> dict:
     for distance in DISTANCES:
         loss, there = get({n: weights[n] - distance * rate * gradients[n] for n in weights})
         losses.append(loss)
-        changes.append(compare(start, join(there))["change"])
+        changes.append(measure_change(start, join(there))["change"])
     losses, changes, distances = torch.tensor([losses, changes, DISTANCES], dtype=torch.float64)
     return {  # of tensors, since Python's max can miss a nan
         "loss_range": [losses.min().item(), losses.max().item()],
@@ -278,13 +279,13 @@ CLAIMS = {
         measure_scales,
         ARMS,
         {"0.05": replace(SGD, name="scales-0.05", epochs=4)},
-        {"images": SCALED},
+        {"images": SCALE_IMAGES},
     ),
     "shift": Claim(
         measure_shift,
         ARMS,
         {"0.1": replace(SGD, name="shift-0.1", epochs=3, lr=0.1, flip=0.0, **PLAIN)},
-        {"every": EVERY, "watched": list(WATCHED), "distances": list(DISTANCES)},
+        {"every": SHIFT_EVERY, "watched": list(WATCHED), "distances": list(DISTANCES)},
     ),
 }
 
@@ -306,7 +307,7 @@ def run_claim(claim: str, run: utils.Run, folder: Path = FOLDER) -> str:
     if held_out:
         result = tune.rename(result)
     write_whole({run.get_path(folder, ".json"): make_json(result)})
-    run.get_path(ROOT / "checkpoints" / "claims", ".pt").unlink(missing_ok=True)
+    run.get_path(CHECKPOINTS, ".pt").unlink(missing_ok=True)
     if "diverged" in measured:
         return f"{run.name}: {measured['diverged']}"
     return f"{run.name}: {measured['history']['test_acc'][-1]:.2f} %"

@@ -21,7 +21,7 @@ import records
 import utils
 from cifar10 import CIFAR
 from records import COMPARED, NAMES, ROOT
-from replicate import parse_seed
+from replicate import expand, parse_seed
 
 COLUMNS = 6  # images on which one normalization alone is right
 
@@ -124,10 +124,7 @@ def draw_curves(axis: Axes, results: Mapping[str, dict]) -> None:
 
 def parse_figure(text: str) -> Path:
     """Return the path of a figure that can be written there: known before anything is computed."""
-    path, known = (
-        Path(os.path.expandvars(text)).expanduser(),
-        Figure().canvas.get_supported_filetypes(),
-    )
+    path, known = expand(text), Figure().canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in known:
         raise argparse.ArgumentTypeError(f"{text!r} must end in one of {', '.join(sorted(known))}")
     if not path.absolute().parent.is_dir() or path.is_dir():
@@ -151,8 +148,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    precision = utils.get_precision(os.environ.get("PRECISION"), utils.get_device())
-    results = load_runs(options.recipe, options.seed, precision)
+    results = load_runs(options.recipe, options.seed, records.get_precision())
     data = records.get_data(utils.get_recipe(options.recipe))
     predictions = predict(results, data.test)
     data = data.to(torch.device("cpu"))

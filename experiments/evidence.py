@@ -3,11 +3,11 @@
     pip install -r experiments/requirements.txt
     python experiments/evidence.py
 
-McNemar's test and the misclassified images need CIFAR-10 in the folder CIFAR10_ROOT (default
-./data).
+It needs CIFAR-10 in the folder CIFAR10_ROOT (default: data/ of the repository).
 """
 
 import argparse
+import io
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -27,12 +27,11 @@ from claims import CLAIMS
 from claims import is_done as is_claimed
 from compare import draw as draw_comparison
 from compare import predict
-from intervals import compare_pairs, format_differences, get_interval, make_markdown
+from intervals import format_differences, format_mean, get_half_width, make_markdown, mcnemar
 from models import Session8Net, get_norm
-from records import COMPARED, NAMES, ROOT, SEEDS, Results
+from records import COMPARED, NAMES, RECIPES, ROOT, SEEDS, SHOWN, Results
+from runs import write_whole
 
-RECIPES = ("reference", "onecycle", "muon")  # of 20 epochs, which are compared, in float32
-SHOWN = (*RECIPES, "quick")
 PUBLISHED = {"bn": (81.10, 78.86), "gn": (80.30, 77.88), "ln": (79.91, 76.94)}  # train, test (%)
 
 
@@ -53,13 +52,6 @@ def make_frame(results: Results) -> pd.DataFrame:
     if "test" not in frame:
         return frame
     return frame.assign(gap=frame.train - frame.test, clean_gap=frame.clean - frame.test)
-
-
-def get_values(frame: pd.DataFrame, part: str, **chosen: str) -> list[float]:
-    """Return that column of the rows that have the chosen values, such as `norm="bn"`."""
-    for column, value in chosen.items():
-        frame = frame[frame[column] == value]
-    return frame.sort_values("seed")[part].tolist()
 
 
 def get_histories(results: Results) -> dict[str, list[list[float]]]:
@@ -85,15 +77,15 @@ def get_hits(result: dict, labels: Sequence[int]) -> list[bool]:
 def make_table(frame: pd.DataFrame) -> str:
     """Return the final test accuracy, mean and 95 % interval, beside what was published."""
     table = pd.DataFrame({"published": {norm: PUBLISHED[norm][1] for norm in COMPARED}})
+    means = frame.groupby(["recipe", "norm"]).test.agg(lambda values: format_mean(values.tolist()))
     for recipe in SHOWN:
-        values = [get_values(frame, "test", recipe=recipe, norm=norm) for norm in COMPARED]
-        table[f"`{recipe}`"] = [f"{sum(v) / len(v):.2f} ± {get_interval(v):.2f}" for v in values]
+        table[f"`{recipe}`"] = means[recipe]
     return make_markdown(table.rename_axis("normalization"))
 
 
 def make_seeds(frame: pd.DataFrame) -> str:
     """Return mean, standard deviation and 95 % interval over the seeds, by recipe and norm."""
-    whats = {"mean": "mean", "s.d.": "std", "± 95 %": get_interval}
+    whats = {"mean": "mean", "s.d.": "std", "± 95 %": get_half_width}
     columns = {f"{p} {what}": (p, f) for p in ("train", "test") for what, f in whats.items()}
     groups = frame[frame.recipe.isin(SHOWN)].groupby(["recipe", "norm"])
     return make_markdown(groups.agg(seeds=("seed", "size"), **columns))
@@ -108,8 +100,8 @@ def make_gaps(frame: pd.DataFrame) -> str:
     frame = frame[frame.clean.notna().groupby(frame.recipe).transform("all")]
     columns = {"train images as they are": ("clean", "mean"), "minus test": ("clean_gap", "mean")}
     groups = frame.groupby(["recipe", "norm"])
-    gaps = groups.agg(seeds=("seed", "size"), **columns, **{"± 95 %": ("clean_gap", get_interval)})
-    return make_markdown(gaps)
+    columns["± 95 %"] = ("clean_gap", get_half_width)
+    return make_markdown(groups.agg(seeds=("seed", "size"), **columns))
 
 
 def make_gap_differences(frame: pd.DataFrame) -> str:
@@ -152,7 +144,7 @@ def make_mcnemar(results: Results, labels: Sequence[int]) -> str:
     for recipe in RECIPES:
         for pair in combinations(COMPARED, 2):
             hits = (get_hits(results[recipe, norm, 1], labels) for norm in pair)
-            only_one, only_other, p = compare_pairs(*hits)
+            only_one, only_other, p = mcnemar(*hits)
             p = f"{p:.3f}" if p >= 0.001 else "< 0.001"
             rows.append([f"`{recipe}`", ", ".join(pair), only_one, only_other, p])
     columns = ["recipe", "first, second", "only the first right", "only the second right", "p"]
@@ -189,8 +181,9 @@ def make_tables(
         "precisions": make_precisions(frame, make_frame(bfloat16)),
         "tuning": make_tuning(make_frame(trials)),
         "rates": reasons.make_rates(rates),
-        "rates-speed": reasons.make_speed(reasons.get_best(rates), (60, 70)),
+        "rates-speed": reasons.make_speed(reasons.get_histories_at_best(rates), (60, 70)),
         "speed": reasons.make_speed(get_histories(results), (60, 70, 80)),
+        "search": reasons.make_search(reasons.make_search_frame(claimed)),
         "equal-loss": reasons.make_equal_loss(results, RECIPES),
         "scales": internals.make_scales(internals.make_scale_frame(claimed)),
         "shift": internals.make_shift(shift),
@@ -211,10 +204,9 @@ def renew(text: str, tables: Mapping[str, str]) -> str:
     return text
 
 
-def renew_page(page: Path, tables: Mapping[str, str]) -> None:
-    """Put the tables into a page, at their markers."""
-    text = renew(page.read_text(encoding="utf-8"), tables)
-    page.write_text(text, encoding="utf-8", newline="\n")
+def renew_page(page: Path, tables: Mapping[str, str]) -> bytes:
+    """Return the page with the tables at their markers."""
+    return renew(page.read_text(encoding="utf-8"), tables).encode()
 
 
 # --- Figures -------------------------------------------------------------------------------------
@@ -253,10 +245,18 @@ def draw_normalization(data: Data) -> Figure:
     return utils.post_normalization({"before": before, **after}, title)
 
 
+def make_png(figure: Figure) -> bytes:
+    """Return the figure as a PNG of the pages' size."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
 def draw_run(result: dict, prediction: torch.Tensor, data: Data) -> dict[str, Figure]:
     """Return the figures of one run, each under its name; `prediction` is of the test images."""
     norm, precision = result["norm"], result["environment"]["precision"]
-    title = f"{NAMES[norm]} normalization, recipe {result['recipe']['name']}, seed 1, {precision}"
+    what = f"recipe {result['recipe']['name']}, seed {result['seed']}, {precision}"
+    title = f"{NAMES[norm]} normalization, {what}"
     labels = data.test.tensors[1]
     return {
         f"curves-{norm}": utils.post_accuracyplots(result["history"], title, norm),
@@ -267,10 +267,18 @@ def draw_run(result: dict, prediction: torch.Tensor, data: Data) -> dict[str, Fi
     }
 
 
-def check(results: Results, claimed: Results, folder: Path) -> None:
-    """Raise ValueError for a result of other hyperparameters, or of another protocol of a claim."""
-    for recipe, norm, seed in results.keys() & set(product(SHOWN, COMPARED, SEEDS)):
-        records.is_done(utils.Run(utils.get_recipe(recipe), norm, seed, "float32"), folder)
+def check(claimed: Results, folder: Path) -> None:
+    """Raise an error for a run that the pages need and that can't be taken.
+
+    FileNotFoundError for one that is not there, ValueError for one of other hyperparameters, or of
+    another protocol of a claim.
+    """
+    for precision, recipes in (("float32", SHOWN), ("bfloat16", ("onecycle", "quick"))):
+        for recipe, norm, seed in product(recipes, COMPARED, SEEDS):
+            run = utils.Run(utils.get_recipe(recipe), norm, seed, precision)
+            if not records.is_done(run, folder):
+                path = run.get_path(folder, ".json")
+                raise FileNotFoundError(f"{path} is missing: replicate.py makes it.")
     for name, arm, seed in claimed:
         claim, _, value = name.partition("-")
         if claim not in CLAIMS or value not in CLAIMS[claim].recipes:
@@ -279,35 +287,43 @@ def check(results: Results, claimed: Results, folder: Path) -> None:
         is_claimed(claim, run, folder / "claims")
 
 
-def main() -> None:
-    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()  # --help alone
-    folder = ROOT / "results"
-    results, bfloat16 = (records.load_results(folder / name) for name in utils.PRECISIONS)
-    trials = records.load_results(folder / "tuning" / "bfloat16")
-    claimed = records.load_results(folder / "claims" / "float32")
-    check(results, claimed, folder)
-    data = records.get_data(utils.get_recipe("muon"))
-    tables = make_tables(results, bfloat16, trials, claimed)
-    tables["mcnemar"] = make_mcnemar(results, data.test.tensors[1].tolist())
+def draw_figures(results: Results, claimed: Results, data: Data) -> dict[str, Figure]:
+    """Return the pages' figures, each under its name."""
+    quoted = {norm: results["muon", norm, 1] for norm in COMPARED}  # the notebooks' runs
+    predictions = predict(quoted, data.test)
+    data = data.to(torch.device("cpu"))
     figures = {
         "accuracy": draw_accuracy(results),
         "normalization": draw_normalization(data),
+        "comparison": draw_comparison(quoted, predictions, data.test, data.classes),
         "losses": reasons.draw_losses(results, RECIPES),
         "rates": reasons.draw_rates(reasons.make_frame(claimed, "rates")),
         "scales": internals.draw_scales(internals.make_scale_frame(claimed)),
         "shift": internals.draw_shift(internals.make_shift_frame(claimed)),
     }
-    quoted = {norm: results["muon", norm, 1] for norm in COMPARED}  # the notebooks' runs
-    predictions = predict(quoted, data.test)
-    data = data.to(torch.device("cpu"))
-    figures["comparison"] = draw_comparison(quoted, predictions, data.test, data.classes)
     for norm in COMPARED:
         figures |= draw_run(quoted[norm], predictions[norm], data)
-    # Nothing is written before all is made.
-    renew_page(ROOT / "README.md", {"results": make_table(make_frame(results))})
-    renew_page(ROOT / "experiments" / "README.md", tables)
-    for name, figure in figures.items():
-        figure.savefig(ROOT / "images" / f"{name}.png", dpi=110)
+    return figures
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()  # --help alone
+    folder = ROOT / "results"
+    claimed = records.load_results(folder / "claims" / "float32")
+    check(claimed, folder)
+    results, bfloat16 = (records.load_results(folder / name) for name in utils.PRECISIONS)
+    trials = records.load_results(folder / "tuning" / "bfloat16")
+    data = records.get_data(utils.get_recipe("muon"))
+    tables = make_tables(results, bfloat16, trials, claimed)
+    tables["mcnemar"] = make_mcnemar(results, data.test.tensors[1].tolist())
+    front, lab = ROOT / "README.md", ROOT / "experiments" / "README.md"
+    contents = {
+        front: renew_page(front, {"results": make_table(make_frame(results))}),
+        lab: renew_page(lab, tables),
+    }
+    for name, figure in draw_figures(results, claimed, data).items():
+        contents[ROOT / "images" / f"{name}.png"] = make_png(figure)
+    write_whole(contents)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from records import NAMES
 PARTS = {"train": "train", "test": "test", "gap": "train minus test"}
 
 
-def get_interval(values: Sequence[float]) -> float:
+def get_half_width(values: Sequence[float]) -> float:
     """Return half the width of the 95 % confidence interval of the mean (Student 1908).
 
     It is nan for fewer than two values.
@@ -22,7 +22,12 @@ def get_interval(values: Sequence[float]) -> float:
     return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
-def compare(ones: Sequence[float], others: Sequence[float]) -> tuple[float, float, float, float]:
+def format_mean(values: Sequence[float]) -> str:
+    """Return the mean of the values and its 95 % interval, to two places."""
+    return f"{sum(values) / len(values):.2f} ± {get_half_width(values):.2f}"
+
+
+def welch(ones: Sequence[float], others: Sequence[float]) -> tuple[float, float, float, float]:
     """Return the difference of two means, its 95 % interval, and p, by Welch's t (1947).
 
     The last three are nan for fewer than two values of either.
@@ -30,12 +35,12 @@ def compare(ones: Sequence[float], others: Sequence[float]) -> tuple[float, floa
     difference = sum(ones) / len(ones) - sum(others) / len(others)
     if min(len(ones), len(others)) < 2:
         return difference, math.nan, math.nan, math.nan
-    welch = stats.ttest_ind(ones, others, equal_var=False)
-    low, high = welch.confidence_interval()
-    return difference, float(low), float(high), float(welch.pvalue)
+    test = stats.ttest_ind(ones, others, equal_var=False)
+    low, high = test.confidence_interval()
+    return difference, float(low), float(high), float(test.pvalue)
 
 
-def correct(ps: Sequence[float]) -> list[float]:
+def holm(ps: Sequence[float]) -> list[float]:
     """Return the p-values corrected for being that many (Holm 1979); a nan is none, and stays."""
     corrected, highest = [math.nan] * len(ps), 0.0
     known = sorted((p, i) for i, p in enumerate(ps) if not math.isnan(p))
@@ -45,7 +50,7 @@ def correct(ps: Sequence[float]) -> list[float]:
     return corrected
 
 
-def compare_pairs(one: Sequence[bool], other: Sequence[bool]) -> tuple[int, int, float]:
+def mcnemar(one: Sequence[bool], other: Sequence[bool]) -> tuple[int, int, float]:
     """Return McNemar's exact test (1947) of two networks' hits on the same images.
 
     These are the number of images that only `one` has right, that only `other` has right, and the
@@ -74,13 +79,11 @@ def format_differences(
 
     In bold are those with p < 0.05 after Holm's correction for all of the table.
     """
-    welch = [
-        compare(*(part[p].tolist() for part in pair)) for pair in pairs.values() for p in parts
-    ]
-    shown = [p < 0.05 for p in correct([p for *_, p in welch])]
+    tests = [welch(*(part[p].tolist() for part in pair)) for pair in pairs.values() for p in parts]
+    shown = [p < 0.05 for p in holm([p for *_, p in tests])]
     cells = [
         (f"**{mean:+.2f}**" if bold else f"{mean:+.2f}") + f" ({low:+.2f} to {high:+.2f})"
-        for (mean, low, high, _), bold in zip(welch, shown, strict=True)
+        for (mean, low, high, _), bold in zip(tests, shown, strict=True)
     ]
     rows = [cells[i : i + len(parts)] for i in range(0, len(cells), len(parts))]
     index = pd.MultiIndex.from_tuples(pairs, names=names)

@@ -3,15 +3,16 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations, pairwise, product
+from itertools import chain, combinations, pairwise, product
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import records
 import utils
 from claims import ARMS
-from intervals import format_differences, get_interval, make_markdown
+from intervals import format_differences, format_mean, make_markdown
 from records import COMPARED, NAMES, SEEDS
 
 CHANCE, TRAINS = 10.0, 20.0  # % right by guessing, and above which a network has learned something
@@ -74,7 +75,7 @@ def make_rates(frame: pd.DataFrame) -> str:
         trained = lowest[lowest > TRAINS].index
         rows[f"`{arm}`"] = {
             "best rate": f"{means.idxmax():g}" if good else "–",
-            "test accuracy there": f"{best.mean():.2f} ± {get_interval(best.tolist()):.2f}",
+            "test accuracy there": format_mean(best.tolist()),
             f"rates within {WITHIN:g} points": ", ".join(f"{rate:g}" for rate in good) or "–",
             f"highest, all seeds above {TRAINS:g} %": f"{max(trained, default=math.nan):g}",
             "runs diverged": f"{frame[frame.arm == arm].test.isna().sum()} of {len(runs)}",
@@ -88,21 +89,29 @@ def draw_rates(frame: pd.DataFrame) -> Figure:
     A run that diverged is a cross, at the accuracy of a guess.
     """
     figure = Figure(figsize=(9, 5), layout="constrained")
-    axis, means = figure.subplots(), get_means(frame)
-    for arm, line in means.iterrows():
-        runs, style = frame[frame.arm == arm], STYLES[arm]
-        axis.plot(line.index, line, label=LABELS[arm], linewidth=1.8, **style)
-        axis.scatter(runs.value, runs.test, s=60, color=style["color"], marker="_")
-        lost = runs[runs.test.isna()]
-        axis.scatter(lost.value, [CHANCE] * len(lost), s=90, color=style["color"], marker="x")
-    axis.set_xscale("log")
-    axis.set_xticks(means.columns, [f"{rate:g}" for rate in means.columns])
-    axis.set_xticks([], minor=True)
-    axis.set(xlabel="peak learning rate of SGD", ylabel="accuracy on the test images (%)")
+    axis = figure.subplots()
+    draw_values(axis, frame, {arm: (LABELS[arm], STYLES[arm]) for arm in get_arms(frame)})
+    axis.set_xlabel("peak learning rate of SGD")
     axis.set_title("After 4 epochs (line: mean, dash: one run, cross: a run that diverged)")
-    axis.grid(alpha=0.3)
     axis.legend(loc="center left")
     return figure
+
+
+def draw_values(axis: Axes, frame: pd.DataFrame, arms: Mapping[str, tuple[str, dict]]) -> None:
+    """Draw test accuracy by value for the arms, each with its label and style."""
+    for arm, (label, style) in arms.items():
+        runs, color = frame[frame.arm == arm], style["color"]
+        means = runs.fillna({"test": CHANCE}).groupby("value").test.mean()
+        axis.plot(means.index, means, label=label, linewidth=1.8, **style)
+        axis.scatter(runs.value, runs.test, s=60, color=color, marker="_")
+        lost = runs[runs.test.isna()]
+        axis.scatter(lost.value, [CHANCE] * len(lost), s=90, color=color, marker="x")
+    values = sorted(set(frame.value))
+    axis.set_xscale("log")
+    axis.set_xticks(values, [f"{value:g}" for value in values])
+    axis.set_xticks([], minor=True)
+    axis.set_ylabel("accuracy on the test images (%)")
+    axis.grid(alpha=0.3)
 
 
 # --- Faster training -----------------------------------------------------------------------------
@@ -113,15 +122,20 @@ def find_crossing(history: Sequence[float], goal: float) -> float:
 
     Before the first it is that of a guess. Returns nan if it never does.
     """
-    before = CHANCE
-    for epoch, accuracy in enumerate(history, 1):
-        if accuracy >= goal:
-            return epoch - (accuracy - goal) / (accuracy - before)
-        before = accuracy
+    errors = [-accuracy for accuracy in (CHANCE, *history)]
+    return interpolate(errors, range(len(errors)), -goal)
+
+
+def interpolate(losses: Sequence[float], values: Sequence[float], level: float) -> float:
+    """Return the value where `losses` first falls to `level`, linear between two epochs, or nan."""
+    pairs = list(zip(losses, values, strict=True))
+    for (before, first), (loss, value) in pairwise(pairs):
+        if loss <= level < before:
+            return value + (first - value) * (level - loss) / (before - loss)
     return math.nan
 
 
-def get_best(frame: pd.DataFrame) -> dict[str, list[Sequence[float]]]:
+def get_histories_at_best(frame: pd.DataFrame) -> dict[str, list[Sequence[float]]]:
     """Return the histories of each arm's runs at its best value, under the names of both."""
     best = get_means(frame).idxmax(axis="columns")
     return {
@@ -143,7 +157,7 @@ def format_epochs(epochs: Sequence[float]) -> str:
     there = [epoch for epoch in epochs if not math.isnan(epoch)]
     if len(there) < len(epochs):
         return f"{len(there)} of {len(epochs)} runs"
-    return f"{sum(there) / len(there):.2f} ± {get_interval(there):.2f}"
+    return format_mean(there)
 
 
 # --- What it costs to do without -----------------------------------------------------------------
@@ -169,9 +183,12 @@ def _make_baseline_frame(results: records.Results, claim: str, part: str) -> pd.
 
 
 def make_search(frame: pd.DataFrame) -> str:
-    """Return accuracy on the held-out images by recipe, rate and arm; the best rate is in bold."""
+    """Return accuracy on the held-out images by recipe, rate and arm.
+
+    The best rate of an arm that learned something is in bold.
+    """
     means = frame.groupby(["recipe", "rate", "arm"]).validation.mean().unstack()[get_arms(frame)]
-    best = means == means.groupby("recipe").transform("max")
+    best = (means == means.groupby("recipe").transform("max")) & (means > TRAINS)
     cells = means.map("{:.2f}".format).where(~best, means.map("**{:.2f}**".format))
     cells = cells.rename(lambda name: f"`{name}`" if isinstance(name, str) else f"{name:g}")
     return make_markdown(cells.rename(columns="`{}`".format))
@@ -205,8 +222,7 @@ def make_baseline(frame: pd.DataFrame) -> str:
     table = pd.DataFrame(index=[f"`{arm}`" for arm in get_arms(frame)])
     for (recipe, arm), part in frame.groupby(["recipe", "arm"], sort=False):
         rate = "" if part.rate.isna().all() else f" (rate {part.rate.iloc[0]:g})"
-        cell = f"{part.test.mean():.2f} ± {get_interval(part.test.tolist()):.2f}{rate}"
-        table.loc[f"`{arm}`", f"`{recipe}`"] = cell
+        table.loc[f"`{arm}`", f"`{recipe}`"] = format_mean(part.test.tolist()) + rate
     return make_markdown(table.rename_axis("arm"))
 
 
@@ -231,9 +247,11 @@ def make_costs(frame: pd.DataFrame) -> str:
 def make_batch_frame(results: records.Results) -> pd.DataFrame:
     """Return `make_frame` of `batches`, and again what `bn` has with statistics computed anew."""
     anew = {
-        (recipe, "bn anew", seed): {"history": {"test_acc": [result["recomputed_acc"]]}}
+        (recipe, "bn anew", seed): result
+        if "diverged" in result
+        else {"history": {"test_acc": [result["recomputed_acc"]]}}
         for (recipe, arm, seed), result in results.items()
-        if arm == "bn" and "recomputed_acc" in result
+        if arm == "bn" and recipe.startswith("batches-")
     }
     return make_frame({**results, **anew}, "batches")
 
@@ -243,7 +261,7 @@ def make_batches(frame: pd.DataFrame) -> str:
     frame = frame.fillna({"test": CHANCE})
     table = {
         f"`{arm}`": {
-            f"{value:g}": f"{part.test.mean():.2f} ± {get_interval(part.test.tolist()):.2f}"
+            f"{value:g}": format_mean(part.test.tolist())
             for value, part in frame[frame.arm == arm].groupby("value")
         }
         for arm in BATCH_ARMS
@@ -252,21 +270,14 @@ def make_batches(frame: pd.DataFrame) -> str:
 
 
 def draw_batches(frame: pd.DataFrame) -> Figure:
-    """Return test accuracy by batch size: an arm's mean as a line, its runs as dashes."""
+    """Return test accuracy by batch size, as `draw_rates` does."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     axis = figure.subplots()
-    for arm, (label, style) in BATCH_ARMS.items():
-        runs = frame[frame.arm == arm].fillna({"test": CHANCE})
-        means = runs.groupby("value").test.mean()
-        axis.plot(means.index, means, label=label, linewidth=1.8, **style)
-        axis.scatter(runs.value, runs.test, s=60, color=style["color"], marker="_")
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(means.index, [f"{size:g}" for size in means.index])
-    axis.set(xlabel="images a batch", ylabel="accuracy on the test images (%)")
+    draw_values(axis, frame, BATCH_ARMS)
+    axis.set_xlabel("images a batch")
     axis.set_title(
         "After 5 epochs, the rate in proportion to the batch (line: mean, dash: one run)"
     )
-    axis.grid(alpha=0.3)
     axis.legend(loc="lower right")
     return figure
 
@@ -285,15 +296,6 @@ BATCH_ARMS = {
 # --- Regularization ------------------------------------------------------------------------------
 
 
-def interpolate(losses: Sequence[float], values: Sequence[float], level: float) -> float:
-    """Return the value where `losses` first falls to `level`, linear between two epochs, or nan."""
-    pairs = list(zip(losses, values, strict=True))
-    for (before, first), (loss, value) in pairwise(pairs):
-        if loss <= level < before:
-            return value + (first - value) * (level - loss) / (before - loss)
-    return math.nan
-
-
 def get_level(runs: Iterable[dict]) -> float:
     """Return the training loss that all of the runs reach, the lowest one that all do."""
     return max(min(run["history"]["train_loss"]) for run in runs)
@@ -306,14 +308,13 @@ def make_equal_loss(results: records.Results, recipes: Sequence[str]) -> str:
     """
     rows = []
     for recipe in recipes:
-        keys = set(product([recipe], COMPARED, SEEDS))
-        runs = {key: run for key, run in results.items() if key in keys}
-        level = get_level(runs.values())
-        for (_, norm, seed), run in runs.items():
-            history = run["history"]
-            test = interpolate(history["train_loss"], history["test_acc"], level)
-            rows.append((f"`{recipe}`", f"{level:.3f}", norm, seed, test))
-    frame = pd.DataFrame(rows, columns=["recipe", "training loss", "norm", "seed", "test"])
+        by_norm = {norm: records.pick(results, recipe, norm) for norm in COMPARED}
+        level = get_level(chain.from_iterable(by_norm.values()))
+        for norm, runs in by_norm.items():
+            for history in (run["history"] for run in runs):
+                test = interpolate(history["train_loss"], history["test_acc"], level)
+                rows.append((f"`{recipe}`", f"{level:.3f}", norm, test))
+    frame = pd.DataFrame(rows, columns=["recipe", "training loss", "norm", "test"])
     pairs = {
         (recipe, level, f"{one} - {other}"): [part[part.norm == norm] for norm in (one, other)]
         for (recipe, level), part in frame.groupby(["recipe", "training loss"], sort=False)

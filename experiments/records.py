@@ -19,6 +19,8 @@ from runs import PRECISIONS, Progress, is_same_recipe  # noqa: E402
 NAMES = {"bn": "Batch", "gn": "Group", "ln": "Layer", "none": "No"}  # ... normalization
 COMPARED = ("bn", "gn", "ln")  # those that are compared; each has a notebook
 SEEDS = (1, 2, 3, 4, 5)  # those of the pages; a run of another one changes no page
+RECIPES = ("reference", "onecycle", "muon")  # of 20 epochs, which are compared, in float32
+SHOWN = (*RECIPES, "quick")
 
 Results = Mapping[tuple[str, str, int], dict]  # by recipe, norm and seed
 
@@ -31,6 +33,14 @@ def get_data(recipe: utils.Recipe) -> Data:
 def find_root() -> Path:
     """Return CIFAR-10's folder, by default the repository's own."""
     return get_root(os.environ.get("CIFAR10_ROOT"), ROOT / "data")
+
+
+def get_precision() -> str:
+    """Return the precision that PRECISION asks for; an unknown one ends the program."""
+    try:
+        return utils.get_precision(os.environ.get("PRECISION"), utils.get_device())
+    except ValueError as error:
+        sys.exit(str(error))
 
 
 def fetch_data(runs: Iterable[utils.Run]) -> None:

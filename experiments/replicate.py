@@ -169,23 +169,27 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
+def expand(text: str) -> Path:
+    """Return the path, with variables and ~ replaced."""
+    try:
+        return Path(os.path.expandvars(text)).expanduser()
+    except RuntimeError as error:  # no such user
+        raise argparse.ArgumentTypeError(f"{text!r} must be a path: {error}") from None
+
+
 def parse_folder(text: str) -> Path:
     """Return the absolute folder, made if it is not there."""
+    folder = expand(text).absolute()
     try:
-        folder = Path(os.path.expandvars(text)).expanduser().absolute()
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         raise argparse.ArgumentTypeError(f"{text!r} can't be a folder: {error}") from None
     return folder
 
 
 def add_options(parser: argparse.ArgumentParser, seeds: Sequence[int]) -> None:
     """Add the options that runs of notebooks and trials share."""
-    try:
-        precision = utils.get_precision(os.environ.get("PRECISION"), utils.get_device())
-    except ValueError as error:
-        parser.error(str(error))
-    parser.set_defaults(precision=precision)
+    parser.set_defaults(precision=records.get_precision())
     parser.add_argument("--norms", nargs="+", choices=NORMS, default=list(COMPARED))
     parser.add_argument("--seeds", nargs="+", type=parse_seed, default=list(seeds))
     parser.add_argument(

@@ -27,9 +27,14 @@ PAGES = {
 
 OUR_NORMS = ("bn", "gn", "ln", "none")  # whatever else a user adds
 
-# Fields of a recipe that trains by Muon, which PyTorch has since 2.9.
+# Fields of a recipe that trains by Muon.
 MUON = {"optimizer": "muon", "lr": 0.03, "momentum": 0.95, "weight_decay": 0.05}
-needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch has no Muon")
+
+
+def need_packages():
+    """Skip the module or the test where experiments/requirements.txt is not installed."""
+    for package in ("pandas", "scipy", "tabulate"):
+        pytest.importorskip(package, reason="needs experiments/requirements.txt")
 
 
 def skip_if_changed(*paths):

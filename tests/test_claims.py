@@ -39,17 +39,17 @@ def test_the_shift_is_that_of_the_earlier_layers_alone():
 
 
 def test_the_change_of_a_gradient_is_its_share_and_its_angle():
-    change = claims.compare(torch.tensor([[3.0, 4.0]]), torch.tensor([[-4.0, 3.0]]))
+    change = claims.measure_change(torch.tensor([[3.0, 4.0]]), torch.tensor([[-4.0, 3.0]]))
     assert change == {"change": pytest.approx(2**0.5), "cosine": pytest.approx(0.0, abs=1e-7)}
     tiny = torch.tensor([3e-30, 4e-30])
-    assert claims.compare(tiny, 2 * tiny) == {
+    assert claims.measure_change(tiny, 2 * tiny) == {
         "change": pytest.approx(1),
         "cosine": pytest.approx(1),
     }
 
 
 def test_a_run_that_diverges_after_the_last_measurement_is_told_too(small, monkeypatch):
-    monkeypatch.setattr(claims, "EVERY", 1000)
+    monkeypatch.setattr(claims, "SHIFT_EVERY", 1000)
     result, _ = small("shift", "bn", lr=1e4)
     assert re.search(r"loss in step \d, at rate 10000, is not finite", result["diverged"])
     result, _ = small("shift", "bn", lr=1e30, batch_size=1000)  # one step
@@ -128,7 +128,7 @@ def small(tmp_path, monkeypatch):
     """A function that makes one small run of a claim and returns its JSON and the line said."""
     data = draw_gratings()
     monkeypatch.setattr(utils, "get_data", lambda *_: data)
-    monkeypatch.setattr(claims, "ROOT", tmp_path)
+    monkeypatch.setattr(claims, "CHECKPOINTS", tmp_path / "checkpoints")
 
     def run(claim, arm, **changes):
         recipe = next(iter(claims.CLAIMS[claim].recipes.values()))

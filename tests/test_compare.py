@@ -92,7 +92,9 @@ def test_the_variables_choose_what_the_options_do_not(monkeypatch):
     assert compare.parse([]).recipe == "muon"
 
 
-@pytest.mark.parametrize("place", ["figure.txt", "nowhere/figure.png", "", "folder.png"])
+@pytest.mark.parametrize(
+    "place", ["figure.txt", "nowhere/figure.png", "", "folder.png", "~nosuchuser/x.png"]
+)
 def test_a_figure_that_can_t_be_written_is_refused_before_anything_is_computed(
     place, capsys, monkeypatch
 ):

@@ -1,18 +1,20 @@
 """The statistics, tables and figures that the pages show: known values, and no pretence."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-for package in ("pandas", "scipy", "tabulate"):
-    pytest.importorskip(package, reason="needs experiments/requirements.txt")
+from common import ROOT, need_packages, read_table
+
+need_packages()
 
 import evidence  # noqa: E402
-from common import ROOT, read_table  # noqa: E402
 from records import COMPARED  # noqa: E402
 
+IGNORED = shutil.ignore_patterns("claims", "tuning", "*.pt")
 TEST = {"bn": [80.0, 81.0, 82.0], "gn": [79.0, 81.0, 80.0], "ln": [70.0, 70.5, 70.0]}  # %
 
 
@@ -121,22 +123,23 @@ def test_the_trials_are_listed_by_their_mean_over_the_norms():
     ]
 
 
-def test_a_run_of_other_hyperparameters_renews_no_page(tmp_path, monkeypatch):
-    committed = ROOT / "results" / "float32" / "onecycle-bn-seed2.json"
-    result = json.loads(committed.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", ["float32/reference-bn-seed2", "bfloat16/onecycle-gn-seed5"])
+def test_a_run_that_is_missing_or_of_other_hyperparameters_renews_no_page(name, tmp_path):
+    shutil.copytree(ROOT / "results", tmp_path, ignore=IGNORED, dirs_exist_ok=True)
+    path = tmp_path / f"{name}.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
     result["recipe"]["lr"] *= 2
-    path = tmp_path / "results" / "float32" / committed.name
-    path.parent.mkdir(parents=True)
     path.write_text(json.dumps(result), encoding="utf-8")
-    monkeypatch.setattr(evidence, "ROOT", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["evidence.py"])
-    with pytest.raises(ValueError, match="onecycle-bn-seed2.json .* hyperparameters"):
-        evidence.main()
+    with pytest.raises(ValueError, match=f"{path} .* hyperparameters"):
+        evidence.check({}, tmp_path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{path} is missing: replicate.py makes it"):
+        evidence.check({}, tmp_path)
 
 
-def test_a_run_of_a_claim_that_is_no_more_renews_no_page(tmp_path):
+def test_a_run_of_a_claim_that_is_no_more_renews_no_page():
     with pytest.raises(ValueError, match="claims.py has no 'rates-0.2' .* move its results away"):
-        evidence.check({}, {("rates-0.2", "bn", 1): {}}, tmp_path)
+        evidence.check({("rates-0.2", "bn", 1): {}}, ROOT / "results")
 
 
 @pytest.mark.parametrize("seeds", [[1], [1, 2, 3]])
@@ -163,7 +166,8 @@ def test_a_page_and_results_are_utf8_whatever_the_locale_says(tmp_path):
     code = f"""if True:
         import pathlib, warnings, evidence, records, replicate
         warnings.simplefilter("error", EncodingWarning)
-        evidence.renew_page(pathlib.Path({str(page)!r}), {{"one": "±"}})
+        page = pathlib.Path({str(page)!r})
+        page.write_bytes(evidence.renew_page(page, {{"one": "±"}}))
         records.load_results(records.ROOT / "results" / "float32")
         replicate.read_notebook("none")
     """

@@ -13,14 +13,13 @@ import records
 import tune
 import utils
 from cifar10 import load_cifar10
-from common import CPU, OUR_NORMS, PAGES, ROOT, get_rows, skip_if_changed
-from records import COMPARED, SEEDS
+from common import CPU, OUR_NORMS, PAGES, ROOT, get_rows, need_packages, skip_if_changed
+from records import COMPARED, RECIPES, SEEDS, SHOWN
 from runs import get_environment
 
 README, LAB = PAGES.values()
 TEXT, LAB_TEXT = (" ".join(page.split()) for page in PAGES.values())  # whatever the line breaks
 FINDINGS = " ".join(README.split("\n## Findings\n")[1].split("\n## ")[0].split())
-RECIPES = ("reference", "onecycle", "muon")
 RESULTS, BFLOAT16 = (
     records.load_results(ROOT / "results" / name) for name in ("float32", "bfloat16")
 )
@@ -36,18 +35,14 @@ ALL = [  # but not those of the user's own recipes and norms
     (precision, *key)
     for precision, runs in (("float32", RESULTS), ("bfloat16", BFLOAT16))
     for key in runs
-    if key[0] in ("quick", *RECIPES) and key[1] in OUR_NORMS
+    if key[0] in SHOWN and key[1] in OUR_NORMS
 ]
 
 
 def get_finals(recipe, part, results=RESULTS):
     """Return the final "train" or "test" accuracies of bn, gn and ln over the pages' seeds."""
     return [
-        [
-            results[recipe, norm, seed]["history"][f"{part}_acc"][-1]
-            for seed in SEEDS
-            if (recipe, norm, seed) in results
-        ]
+        [run["history"][f"{part}_acc"][-1] for run in records.pick(results, recipe, norm)]
         for norm in COMPARED
     ]
 
@@ -76,8 +71,7 @@ def test_a_page_is_held_to_results_only_where_git_can_tell_that_they_are_committ
 
 @pytest.fixture
 def evidence():
-    for package in ("pandas", "scipy", "tabulate"):
-        pytest.importorskip(package, reason="needs experiments/requirements.txt")
+    need_packages()
     import evidence
 
     return evidence
@@ -222,7 +216,7 @@ def test_the_findings_on_the_published_runs_and_the_seeds_are_those_of_the_resul
     said = "ends {:+.1f}, {:+.1f} and {:+.1f} points (bn, gn, ln) from them".format(*off)
     assert f"{said} in the mean of five seeds each" in LAB_TEXT
     assert [max(a) < b for a, b in zip(tests, published, strict=True)] == [False, True, False]
-    one_more = [evidence.get_interval(a) * (len(a) + 1) ** 0.5 for a in tests]  # of a single run
+    one_more = [evidence.get_half_width(a) * (len(a) + 1) ** 0.5 for a in tests]  # of a single run
     assert all(abs(d) < half for d, half in zip(off, one_more, strict=True))
     said = "one more run would lie within {:.1f}, {:.1f} and {:.1f} points of that mean"
     assert said.format(*one_more) in LAB_TEXT

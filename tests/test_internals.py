@@ -4,11 +4,11 @@ import math
 
 import pytest
 
-for package in ("pandas", "scipy", "tabulate"):
-    pytest.importorskip(package, reason="needs experiments/requirements.txt")
+from common import need_packages, read_table
+
+need_packages()
 
 import internals  # noqa: E402
-from common import read_table  # noqa: E402
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def shifts():
         return {
             "step": step,
             "shift": dict.fromkeys(("C2", "C5", "C8", "C10"), both),
-            "loss_range": [1.0, None if value is None else 1.0 + value],
+            "loss_range": [1.0, 1.0 + value],
             "change": 2 * value,
             "smoothness": 3 * value,
         }

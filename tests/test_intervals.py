@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-for package in ("pandas", "scipy", "tabulate"):
-    pytest.importorskip(package, reason="needs experiments/requirements.txt")
+from common import need_packages
+
+need_packages()
 
 from scipy import stats  # noqa: E402
 
@@ -14,31 +15,31 @@ import intervals  # noqa: E402
 
 def test_the_interval_is_students():
     # Student's t for 2 degrees of freedom is 4.3027, the deviation is 1.
-    assert intervals.get_interval([80.0, 81.0, 82.0]) == pytest.approx(4.3027 / 3**0.5, abs=1e-4)
-    assert math.isnan(intervals.get_interval([80.0]))
+    assert intervals.get_half_width([80.0, 81.0, 82.0]) == pytest.approx(4.3027 / 3**0.5, abs=1e-4)
+    assert math.isnan(intervals.get_half_width([80.0]))
 
 
 def test_two_means_are_compared_by_welchs_t():
     # Means 81 and 70, variances 1 and 4: t = 11 / sqrt(5 / 3), 2.94 degrees of freedom.
-    mean, low, high, p = intervals.compare([80.0, 81.0, 82.0], [68.0, 70.0, 72.0])
+    mean, low, high, p = intervals.welch([80.0, 81.0, 82.0], [68.0, 70.0, 72.0])
     freedom = (5 / 3) ** 2 / ((1 / 3) ** 2 / 2 + (4 / 3) ** 2 / 2)
     assert freedom == pytest.approx(2.94, abs=0.01)
     half = stats.t.ppf(0.975, freedom) * (5 / 3) ** 0.5
     assert (mean, low, high) == pytest.approx((11.0, 11 - half, 11 + half))
     assert p == pytest.approx(2 * stats.t.sf(11 / (5 / 3) ** 0.5, freedom))
-    assert all(map(math.isnan, intervals.compare([80.0], [70.0, 71.0])[1:]))
+    assert all(map(math.isnan, intervals.welch([80.0], [70.0, 71.0])[1:]))
 
 
 def test_holms_correction_is_the_textbook_s():
-    assert intervals.correct([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert intervals.correct([0.9, 0.8]) == [1.0, 1.0]
-    assert str(intervals.correct([math.nan, 0.02, 0.03])) == "[nan, 0.04, 0.04]"
-    assert intervals.correct([]) == []
+    assert intervals.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert intervals.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert str(intervals.holm([math.nan, 0.02, 0.03])) == "[nan, 0.04, 0.04]"
+    assert intervals.holm([]) == []
 
 
 def test_mcnemar_is_the_exact_binomial_test():
     one = [True] * 9 + [False] * 1 + [True] * 50
     other = [False] * 9 + [True] * 1 + [True] * 50
     # Ten coins, nine or more on one side: 2 * (10 + 1) / 2**10.
-    assert intervals.compare_pairs(one, other) == (9, 1, pytest.approx(22 / 1024))
-    assert intervals.compare_pairs(one, one) == (0, 0, 1.0)
+    assert intervals.mcnemar(one, other) == (9, 1, pytest.approx(22 / 1024))
+    assert intervals.mcnemar(one, one) == (0, 0, 1.0)

@@ -4,11 +4,11 @@ import math
 
 import pytest
 
-for package in ("pandas", "scipy", "tabulate"):
-    pytest.importorskip(package, reason="needs experiments/requirements.txt")
+from common import need_packages, read_table
+
+need_packages()
 
 import reasons  # noqa: E402
-from common import read_table  # noqa: E402
 
 # Final test accuracy (%) of two seeds by arm and rate; None is a run that diverged.
 RATES = {
@@ -80,7 +80,7 @@ def test_an_accuracy_is_reached_on_the_line_between_two_epochs():
 
 
 def test_the_speed_is_that_at_an_arm_s_own_best_rate(frame):
-    best = reasons.get_best(frame)
+    best = reasons.get_histories_at_best(frame)
     assert best == {
         "`none`, 0.1": [[50.0, 10]] * 2,
         "`bn`, 1": [[50.0, 71], [50.0, 73]],
@@ -122,6 +122,7 @@ def test_the_best_rate_of_the_search_is_that_of_the_held_out_images(search):
         ["`onecycle`", "0.1", "**50.00**", "60.00"],
         ["`onecycle`", "0.3", "10.00", "**65.00**"],
     ]
+    assert "**" not in reasons.make_search(search.assign(validation=9.0)), "nothing was learned"
     rates = reasons.choose_rates(search)
     assert rates["onecycle", "he"] == 0.3
     assert rates["onecycle", "none"] == 0.1
@@ -224,6 +225,12 @@ def test_batches_show_bn_twice(batches):
         ["`gn`", f"69.50 ± {half:.2f}", f"70.50 ± {half:.2f}"],
         ["`ln`", f"68.50 ± {half:.2f}", f"67.50 ± {half:.2f}"],
     ]
+
+
+def test_a_batch_size_at_which_bn_diverged_counts_as_a_guess(batches):
+    batches["batches-4", "bn", 2] = {"history": {}, "diverged": "The run diverged."}
+    rows = read_table(reasons.make_batches(reasons.make_batch_frame(batches)))
+    assert [row[1].split(" ")[0] for row in rows] == ["30.50", "32.50", "69.50", "68.50"]
 
 
 def test_the_figure_of_batches_has_a_line_an_arm(batches):

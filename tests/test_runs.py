@@ -24,7 +24,7 @@ from torch.nn import functional as F
 import cifar10
 import runs
 import utils
-from common import CPU, MUON, OUR_NORMS, ROOT, make_dataset, make_run, needs_muon, prepare
+from common import CPU, MUON, OUR_NORMS, ROOT, make_dataset, make_run, prepare
 
 SMALL = {"batch_size": 32, "epochs": 3}  # on 64 images, 3 epochs of 2 steps
 RUN = make_run(dropout=0.1, **SMALL)
@@ -304,9 +304,7 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("norm", OUR_NORMS)
-@pytest.mark.parametrize(
-    "recipe", ["onecycle", "reference", pytest.param("muon", marks=needs_muon)]
-)
+@pytest.mark.parametrize("recipe", ["onecycle", "reference", "muon"])
 def test_an_interrupted_run_goes_on_to_the_same_digits(norm, recipe, monkeypatch, capsys):
     run = utils.Run(RECIPES[recipe], norm, 1, "float32")
     path = run.get_path("checkpoints", ".pt")
@@ -329,9 +327,7 @@ def test_an_interrupted_run_goes_on_to_the_same_digits(norm, recipe, monkeypatch
     assert [line.split()[0] for line in said[2:5]] == ["1", "2", "3"]
 
 
-@pytest.mark.parametrize(
-    "run", [RUN, pytest.param(MUON_RUN, marks=needs_muon)], ids=["sgd", "muon"]
-)
+@pytest.mark.parametrize("run", [RUN, MUON_RUN], ids=["sgd", "muon"])
 def test_a_cell_interrupted_in_an_epoch_can_be_run_again(run):
     prepared = interrupt(2, run)
     history = utils.fit(run, *prepared)  # with the model as the interruption left it
@@ -375,7 +371,7 @@ fit({run})
         ("in an epoch", 3, "RUN"),
         ("in the middle of writing", 2, "RUN"),
         ("before the renaming", 3, "RUN"),
-        pytest.param("in an epoch", 3, "MUON_RUN", marks=needs_muon),
+        ("in an epoch", 3, "MUON_RUN"),
     ],
 )
 def test_a_killed_run_goes_on_to_the_same_digits(moment, epoch, run, capsys):
@@ -581,7 +577,7 @@ def test_a_number_that_is_not_finite_is_found_wherever_it_lies(number):
 @pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize(
     "changes",
-    [{"lr": 0}, pytest.param(MUON | {"affine_lr": 0}, marks=needs_muon)],
+    [{"lr": 0}, MUON | {"affine_lr": 0}],
     ids=["sgd", "muon"],
 )
 def test_a_huge_rate_ends_in_an_error_and_is_kept_nowhere(norm, steps, changes):

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 import cifar10
 import utils
-from common import CPU, MUON, OUR_NORMS, draw_images, make_dataset, make_run, needs_muon, prepare
+from common import CPU, MUON, OUR_NORMS, draw_images, make_dataset, make_run, prepare
 from models import Session8Net, get_norm
 from utils import RECIPES, Recipe, get_recipe
 
@@ -30,10 +30,6 @@ def load(images=None, labels=None, batch_size=4):
     return list(utils.get_loader(dataset, utils.get_test_transforms(), batch_size))
 
 
-def augment(images):
-    return utils.get_train_transforms(Recipe("x", rotation=5, resize=0.1))(images)
-
-
 def display(images):
     return utils.post_display(images, ["caption"] * len(images), "title")
 
@@ -41,15 +37,6 @@ def display(images):
 UINT8 = r"uint8 images of shape \(N, 3, H, W\)"
 BAD = {
     # images, in each place that takes them
-    "float images": (lambda: augment(torch.rand(4, 3, 32, 32)), UINT8),
-    "nan images": (lambda: augment(torch.full((4, 3, 32, 32), math.nan)), UINT8),
-    "int64 images": (lambda: augment(draw_images().long()), UINT8),
-    "grey images": (lambda: augment(draw_images()[:, :1]), UINT8),
-    "RGBA images": (lambda: augment(draw_images()[:, [0, 1, 2, 0]]), UINT8),
-    "channels last": (lambda: augment(draw_images().permute(0, 2, 3, 1)), UINT8),
-    "an empty batch": (lambda: augment(draw_images(0)), "with N > 0"),
-    "one image, no batch": (lambda: augment(draw_images()[0]), UINT8),
-    "a batch of batches": (lambda: augment(draw_images()[None]), UINT8),
     "float images to load": (lambda: load(torch.rand(4, 3, 32, 32)), UINT8),
     "float images to show": (lambda: display(torch.rand(4, 3, 32, 32)), UINT8),
     "one image to show": (lambda: display(draw_images()[0]), UINT8),
@@ -82,7 +69,6 @@ BAD = {
         lambda: Recipe("x", warmup=0.0, start_factor=0.01),
         "start_factor is 0.01, but has no effect with warmup 0",
     ),
-    "precision": (lambda: utils.get_precision("half", CPU), "'native', 'float32', 'bfloat16'"),
     "optimizer": (lambda: Recipe("x", optimizer="adam"), "optimizer is 'adam'.*'sgd', 'muon'"),
     "scheduler": (
         lambda: Recipe("x", scheduler="cosine"),
@@ -341,18 +327,23 @@ def test_normalization_is_the_formula():
     "batch",
     [
         torch.rand(4, 3, 32, 32),
-        torch.zeros(4, 1, 32, 32, dtype=torch.uint8),
-        torch.zeros(4, 32, 32, 3, dtype=torch.uint8),
-        torch.zeros(3, 32, 32, dtype=torch.uint8),
-        torch.zeros(4, 3, 32, 32, dtype=torch.int64),
+        torch.full((4, 3, 32, 32), math.nan),
+        draw_images().long(),
+        draw_images()[:, :1],  # grey
+        draw_images()[:, [0, 1, 2, 0]],  # RGBA
+        draw_images().permute(0, 2, 3, 1),
+        draw_images()[0],
+        draw_images()[None],
+        draw_images(0),
     ],
+    ids=lambda batch: f"{batch.dtype} {tuple(batch.shape)}",
 )
 def test_a_batch_of_the_wrong_shape_or_type_is_refused(batch):
     for transforms in (
         utils.get_test_transforms(),
-        utils.get_train_transforms(get_recipe("onecycle")),
+        utils.get_train_transforms(Recipe("x", rotation=5, resize=0.1)),
     ):
-        with pytest.raises(ValueError, match=r"uint8 images of shape \(N, 3, H, W\)"):
+        with pytest.raises(ValueError, match=UINT8 if len(batch) else "with N > 0"):
             transforms(batch)
 
 
@@ -483,7 +474,7 @@ def test_a_run_whose_warm_up_is_one_step_trains(norm):
     ("norm", "changes"),
     [
         ("bn", {"lr": 0.1}),
-        *(pytest.param(norm, MUON | {"lr": 0.1}, marks=needs_muon) for norm in OUR_NORMS),
+        *((norm, MUON | {"lr": 0.1}) for norm in OUR_NORMS),
     ],
 )
 def test_a_network_learns_one_batch_by_heart(norm, changes):
@@ -762,7 +753,6 @@ def move(steps=1, **options):
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-@needs_muon
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_muon_moves_a_convolution_by_an_almost_orthogonal_matrix(memory_format):
     moved, before = move(memory_format=FORMATS[memory_format])
@@ -776,7 +766,6 @@ def test_muon_moves_a_convolution_by_an_almost_orthogonal_matrix(memory_format):
         torch.testing.assert_close(moved[name], undecayed - decay, atol=1e-6, rtol=0)
 
 
-@needs_muon
 @pytest.mark.parametrize("steps", [1, 3])
 def test_muon_moves_scales_and_shifts_as_sgd_does_without_decay(steps):
     options = {"momentum": 0.9, "nesterov": True, "affine_lr": 0.02}
@@ -794,7 +783,6 @@ def test_muon_moves_scales_and_shifts_as_sgd_does_without_decay(steps):
     assert all(map(torch.equal, ours, affine))
 
 
-@needs_muon
 @pytest.mark.parametrize("steps", [1, 2])
 def test_muon_moves_the_same_way_in_each_memory_format(steps):
     ours, theirs = (move(steps, memory_format=format)[0] for format in FORMATS.values())
@@ -802,7 +790,6 @@ def test_muon_moves_the_same_way_in_each_memory_format(steps):
         torch.testing.assert_close(ours[name], theirs[name], atol=0.03 * MUON["lr"], rtol=0)
 
 
-@needs_muon
 def test_muon_trains_on_the_gradient_of_the_last_batch_alone():
     model, optimizer = make_muon()
     draw_gradients(model)
@@ -814,7 +801,6 @@ def test_muon_trains_on_the_gradient_of_the_last_batch_alone():
     assert all(map(torch.equal, before, model.parameters()))
 
 
-@needs_muon
 def test_muon_calls_a_closure_with_gradients_on_and_returns_its_loss():
     model, optimizer = make_muon()
     before = [parameter.clone() for parameter in model.parameters()]
@@ -830,7 +816,6 @@ def test_muon_calls_a_closure_with_gradients_on_and_returns_its_loss():
     assert not all(map(torch.equal, before, model.parameters()))
 
 
-@needs_muon
 def test_the_schedule_moves_both_of_muon_s_rates():
     recipe = Recipe("x", epochs=4, warmup=0.5, **MUON | {"affine_lr": 0.2})
     model = Session8Net("gn")
@@ -852,7 +837,6 @@ def test_the_schedule_moves_both_of_muon_s_rates():
         assert affine / muon == pytest.approx(0.2 / 0.03)
 
 
-@needs_muon
 @pytest.mark.parametrize("change", ["memory format", "data"])
 def test_muon_refuses_a_model_that_was_changed_behind_its_back(change):
     model, optimizer = make_muon()
@@ -865,7 +849,6 @@ def test_muon_refuses_a_model_that_was_changed_behind_its_back(change):
         optimizer.step()
 
 
-@needs_muon
 def test_muon_takes_a_model_of_convolutions_alone_but_none_without_any():
     recipe = Recipe("x", **MUON)
     with pytest.raises(ValueError, match="'muon', but the model has no convolution"):
@@ -885,7 +868,6 @@ def test_a_pytorch_without_muon_is_told_which_has_it(monkeypatch):
         utils.get_optimizer(Session8Net("bn"), Recipe("x", **MUON))
 
 
-@needs_muon
 def test_muon_without_momentum_forgets_the_last_gradient():
     options = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
     model, optimizer = make_muon(**options)
@@ -902,7 +884,6 @@ def test_muon_without_momentum_forgets_the_last_gradient():
     assert not torch.allclose(moves[0], alone, atol=0.03 * MUON["lr"])
 
 
-@needs_muon
 def test_muon_at_a_rate_of_0_leaves_the_convolutions_alone():
     moved, _ = move(lr=0.0)
     for name, change in moved.items():
@@ -912,7 +893,7 @@ def test_muon_at_a_rate_of_0_leaves_the_convolutions_alone():
 @pytest.mark.parametrize(
     ("norm", "changes"),
     # SGD would need more than these few epochs without a normalization
-    [("bn", {}), ("gn", {}), ("ln", {}), pytest.param("none", MUON, marks=needs_muon)],
+    [("bn", {}), ("gn", {}), ("ln", {}), ("none", MUON)],
 )
 def test_the_smoke_recipe_learns_its_data(norm, changes):
     run = make_run("smoke", norm, **changes)
