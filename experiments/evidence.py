@@ -172,7 +172,7 @@ def make_tables(
 ) -> dict[str, str]:
     """Return the lab book's tables, but McNemar's, by the names of their markers."""
     frame, shift = make_frame(results), internals.make_shift_frame(claimed)
-    rates = reasons.make_frame(claimed, "rates")
+    rates, batches = reasons.make_frame(claimed, "rates"), reasons.make_batch_frame(claimed)
     return {
         "seeds": make_seeds(frame),
         "differences": make_differences(frame),
@@ -184,6 +184,8 @@ def make_tables(
         "rates-speed": reasons.make_speed(reasons.get_histories_at_best(rates), (60, 70)),
         "speed": reasons.make_speed(get_histories(results), (60, 70, 80)),
         "search": reasons.make_search(reasons.make_search_frame(claimed)),
+        "batches": reasons.make_batches(batches),
+        "batch-differences": reasons.make_batch_differences(batches),
         "equal-loss": reasons.make_equal_loss(results, RECIPES),
         "scales": internals.make_scales(internals.make_scale_frame(claimed)),
         "shift": internals.make_shift(shift),
@@ -298,6 +300,7 @@ def draw_figures(results: Results, claimed: Results, data: Data) -> dict[str, Fi
         "comparison": draw_comparison(quoted, predictions, data.test, data.classes),
         "losses": reasons.draw_losses(results, RECIPES),
         "rates": reasons.draw_rates(reasons.make_frame(claimed, "rates")),
+        "batches": reasons.draw_batches(reasons.make_batch_frame(claimed)),
         "scales": internals.draw_scales(internals.make_scale_frame(claimed)),
         "shift": internals.draw_shift(internals.make_shift_frame(claimed)),
     }

@@ -269,6 +269,22 @@ def make_batches(frame: pd.DataFrame) -> str:
     return make_markdown(pd.DataFrame.from_dict(table, "index").rename_axis("images a batch"))
 
 
+def make_batch_differences(frame: pd.DataFrame) -> str:
+    """Return how test accuracy differs between `bn` and the others, by batch size.
+
+    Bold is what is shown.
+    """
+    frame = frame.fillna({"test": CHANCE})
+    pairs = {
+        (f"{size:g}", f"bn - {other}"): [
+            frame[(frame.value == size) & (frame.arm == arm)] for arm in ("bn", other)
+        ]
+        for size in sorted(set(frame.value))
+        for other in ("gn", "ln")
+    }
+    return format_differences(["images a batch", "difference"], pairs, {"test": "test"})
+
+
 def draw_batches(frame: pd.DataFrame) -> Figure:
     """Return test accuracy by batch size, as `draw_rates` does."""
     figure = Figure(figsize=(9, 5), layout="constrained")
@@ -278,7 +294,7 @@ def draw_batches(frame: pd.DataFrame) -> Figure:
     axis.set_title(
         "After 5 epochs, the rate in proportion to the batch (line: mean, dash: one run)"
     )
-    axis.legend(loc="lower right")
+    axis.legend(loc="lower center")
     return figure
 
 

@@ -298,6 +298,42 @@ def test_the_speeds_at_the_best_rates_are_those_of_the_table():
         assert max(epochs["gn"], epochs["ln"]) <= epochs["bn"], "no more than bn"
 
 
+def test_the_search_for_the_baseline_is_what_is_said():
+    rows = get_rows(LAB, "search")
+    none, he = (
+        {(row[0], row[1]): float(row[column].strip("*")) for row in rows} for column in (2, 3)
+    )
+    assert len(rows) == 8
+    assert all(value < 10 for key, value in none.items() if key[0] == "`onecycle`"), "nothing"
+    muon = [key for key in none if key[0] == "`muon`"]
+    assert max(abs(none[key] - he[key]) for key in muon) < 1, "as well as he"
+    best = max(none[key] for key in muon)
+    assert f"reaches {best:.0f} % on held-out images in 10 epochs (one run;" in TEXT
+
+
+def test_the_batches_are_those_of_the_runs(evidence):
+    frame = evidence.reasons.make_batch_frame(CLAIMED)
+    assert f"After 5 epochs, {('two', 'three')[frame.seed.nunique() - 2]} seeds," in LAB_TEXT
+    means = frame.groupby(["arm", "value"]).test.mean().unstack()
+    lost, late = means[64] - means[4], means[64] - means[256]
+    back = means.loc["bn anew", 4] - means.loc["bn", 4]
+    said = f"at 4 images it ends {lost.bn:.1f} points below what it has at 64, of which statistics"
+    assert f"{said} computed anew give back {back:.1f}." in LAB_TEXT
+    assert lost.bn < 5, "less than predicted"
+    small = means.loc[["gn", "ln"], [4, 16, 64]]
+    assert (small.max(axis=1) - small.min(axis=1)).max() < 3, "as predicted"
+    norms = means.loc[list(COMPARED)]
+    assert norms[4].idxmin() == "bn"
+    assert set(norms.drop(columns=4).idxmax()) == {"bn"}
+    assert (
+        f"that lose, {late.gn:.1f} and {late.ln:.1f} points from 64 on, and `bn` nothing"
+        in LAB_TEXT
+    )
+    assert late.bn < 0.1
+    assert "for all eight" in LAB_TEXT
+    assert len(get_rows(LAB, "batch-differences")) == 8
+
+
 def test_the_scales_are_those_of_the_runs():
     before, after = (
         {row[0].strip("`"): row[column].split(" ")[0] for row in get_rows(LAB, "scales")}

@@ -227,6 +227,16 @@ def test_batches_show_bn_twice(batches):
     ]
 
 
+def test_bn_is_compared_with_the_others_at_each_batch_size(batches):
+    rows = read_table(reasons.make_batch_differences(reasons.make_batch_frame(batches)))
+    assert [row[:2] for row in rows] == [
+        [s, f"bn - {n}"] for s in ("4", "64") for n in ("gn", "ln")
+    ]
+    half = 4.3027 * 0.5**0.5  # Student's t for two degrees of freedom; variances of 0.5, two seeds
+    assert rows[0][2] == f"**-18.00** ({-18 - half:+.2f} to {-18 + half:+.2f})"
+    assert rows[2][2] == f"+1.00 ({1 - half:+.2f} to {1 + half:+.2f})"
+
+
 def test_a_batch_size_at_which_bn_diverged_counts_as_a_guess(batches):
     batches["batches-4", "bn", 2] = {"history": {}, "diverged": "The run diverged."}
     rows = read_table(reasons.make_batches(reasons.make_batch_frame(batches)))
