@@ -23,11 +23,11 @@ import reasons
 import records
 import utils
 from cifar10 import Data
-from claims import CLAIMS
+from claims import ARMS, CLAIMS
 from claims import is_done as is_claimed
 from compare import draw as draw_comparison
 from compare import predict
-from intervals import format_differences, format_mean, get_half_width, make_markdown, mcnemar
+from intervals import format_differences, get_half_width, make_markdown, mcnemar
 from models import Session8Net, get_norm
 from records import COMPARED, NAMES, RECIPES, ROOT, SEEDS, SHOWN, Results
 from runs import write_whole
@@ -55,14 +55,17 @@ def make_frame(results: Results) -> pd.DataFrame:
 
 
 def get_histories(results: Results) -> dict[str, list[list[float]]]:
-    """Return the test accuracies (%) by epoch of each recipe's and norm's runs, under a name."""
-    return {
-        f"`{recipe}`, `{norm}`": [
-            run["history"]["test_acc"] for run in records.pick(results, recipe, norm)
+    """Return the test accuracies (%) by epoch of each recipe's and arm's runs, under a name.
+
+    A run that diverged is left out.
+    """
+    histories = {
+        f"`{recipe}`, `{arm}`": [
+            history["test_acc"] for history in reasons.get_histories(results, recipe, arm)
         ]
-        for recipe in RECIPES
-        for norm in COMPARED
+        for recipe, arm in product(RECIPES, ARMS)
     }
+    return {name: runs for name, runs in histories.items() if runs}
 
 
 def get_hits(result: dict, labels: Sequence[int]) -> list[bool]:
@@ -74,12 +77,19 @@ def get_hits(result: dict, labels: Sequence[int]) -> list[bool]:
 # --- Tables --------------------------------------------------------------------------------------
 
 
-def make_table(frame: pd.DataFrame) -> str:
-    """Return the final test accuracy, mean and 95 % interval, beside what was published."""
+def make_table(frame: pd.DataFrame, baseline: pd.DataFrame) -> str:
+    """Return the final test accuracy, mean and 95 % interval, beside what was published.
+
+    The arms without a normalization are those of `reasons.make_baseline_frame`.
+    """
+    without = baseline[baseline.arm.isin(reasons.WITHOUT)].rename(columns={"arm": "norm"})
+    groups = pd.concat([frame, without]).groupby(["recipe", "norm"])
+    means = groups.test.agg(reasons.format_runs)
     table = pd.DataFrame({"published": {norm: PUBLISHED[norm][1] for norm in COMPARED}})
-    means = frame.groupby(["recipe", "norm"]).test.agg(lambda values: format_mean(values.tolist()))
+    table = table.reindex([*COMPARED, *reasons.WITHOUT])
     for recipe in SHOWN:
         table[f"`{recipe}`"] = means[recipe]
+    table = table.rename(lambda arm: f"{reasons.LABELS[arm]} (`{arm}`)")
     return make_markdown(table.rename_axis("normalization"))
 
 
@@ -173,6 +183,8 @@ def make_tables(
     """Return the lab book's tables, but McNemar's, by the names of their markers."""
     frame, shift = make_frame(results), internals.make_shift_frame(claimed)
     rates, batches = reasons.make_frame(claimed, "rates"), reasons.make_batch_frame(claimed)
+    search, runs = reasons.make_search_frame(claimed), reasons.get_baseline(results, claimed)
+    baseline, without = reasons.make_baseline_frame(runs), product(COMPARED, reasons.WITHOUT)
     return {
         "seeds": make_seeds(frame),
         "differences": make_differences(frame),
@@ -182,11 +194,14 @@ def make_tables(
         "tuning": make_tuning(make_frame(trials)),
         "rates": reasons.make_rates(rates),
         "rates-speed": reasons.make_speed(reasons.get_histories_at_best(rates), (60, 70)),
-        "speed": reasons.make_speed(get_histories(results), (60, 70, 80)),
-        "search": reasons.make_search(reasons.make_search_frame(claimed)),
+        "speed": reasons.make_speed(get_histories(runs), (60, 70, 80)),
+        "search": reasons.make_search(search),
+        "baseline": reasons.make_baseline(baseline),
+        "costs": reasons.make_costs(baseline),
         "batches": reasons.make_batches(batches),
         "batch-differences": reasons.make_batch_differences(batches),
-        "equal-loss": reasons.make_equal_loss(results, RECIPES),
+        "equal-loss": reasons.make_equal_loss(results, RECIPES, combinations(COMPARED, 2)),
+        "equal-loss-without": reasons.make_equal_loss(runs, ["muon"], without),
         "scales": internals.make_scales(internals.make_scale_frame(claimed)),
         "shift": internals.make_shift(shift),
         "shift-differences": internals.make_shift_differences(shift),
@@ -221,15 +236,10 @@ def draw_accuracy(results: Results) -> Figure:
     for axis, recipe in zip(axes, RECIPES, strict=True):
         for norm in COMPARED:
             runs = records.pick(results, recipe, norm)
-            epochs = pd.DataFrame([run["history"]["test_acc"] for run in runs])
-            epochs.columns += 1
-            style = {**utils.STYLES[norm], "markersize": 4, "linewidth": 1.8}
-            seeds = f"{len(runs)} seed" + "s" * (len(runs) != 1)
-            axis.plot(epochs.columns, epochs.mean(), label=f"{NAMES[norm]}, {seeds}", **style)
-            band = (epochs.columns, epochs.min(), epochs.max())
-            axis.fill_between(*band, color=style["color"], alpha=0.2, linewidth=0)
-        axis.set(title=f"recipe {recipe}", xlabel="epoch", xticks=range(0, len(epochs.T) + 1, 5))
-        axis.grid(alpha=0.3)
+            histories = [run["history"]["test_acc"] for run in runs]
+            label = f"{NAMES[norm]}, {len(runs)} seed" + "s" * (len(runs) != 1)
+            reasons.draw_epochs(axis, histories, label, utils.STYLES[norm])
+        axis.set_title(f"recipe {recipe}")
         axis.legend(loc="lower right")
     figure.axes[0].set_ylabel("accuracy on the test images (%)")
     return figure
@@ -293,12 +303,13 @@ def draw_figures(results: Results, claimed: Results, data: Data) -> dict[str, Fi
     """Return the pages' figures, each under its name."""
     quoted = {norm: results["muon", norm, 1] for norm in COMPARED}  # the notebooks' runs
     predictions = predict(quoted, data.test)
-    data = data.to(torch.device("cpu"))
+    data, runs = data.to(torch.device("cpu")), reasons.get_baseline(results, claimed)
     figures = {
         "accuracy": draw_accuracy(results),
         "normalization": draw_normalization(data),
         "comparison": draw_comparison(quoted, predictions, data.test, data.classes),
-        "losses": reasons.draw_losses(results, RECIPES),
+        "losses": reasons.draw_losses(runs, RECIPES),
+        "baseline": reasons.draw_baseline(runs),
         "rates": reasons.draw_rates(reasons.make_frame(claimed, "rates")),
         "batches": reasons.draw_batches(reasons.make_batch_frame(claimed)),
         "scales": internals.draw_scales(internals.make_scale_frame(claimed)),
@@ -317,11 +328,12 @@ def main() -> None:
     results, bfloat16 = (records.load_results(folder / name) for name in utils.PRECISIONS)
     trials = records.load_results(folder / "tuning" / "bfloat16")
     data = records.get_data(utils.get_recipe("muon"))
+    baseline = reasons.make_baseline_frame(reasons.get_baseline(results, claimed))
     tables = make_tables(results, bfloat16, trials, claimed)
     tables["mcnemar"] = make_mcnemar(results, data.test.tensors[1].tolist())
     front, lab = ROOT / "README.md", ROOT / "experiments" / "README.md"
     contents = {
-        front: renew_page(front, {"results": make_table(make_frame(results))}),
+        front: renew_page(front, {"results": make_table(make_frame(results), baseline)}),
         lab: renew_page(lab, tables),
     }
     for name, figure in draw_figures(results, claimed, data).items():

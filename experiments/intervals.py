@@ -1,7 +1,6 @@
 """Intervals and tests of what several seeds gave, and the tables that show them."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -23,8 +22,9 @@ def get_half_width(values: Sequence[float]) -> float:
 
 
 def format_mean(values: Sequence[float]) -> str:
-    """Return the mean of the values and its 95 % interval, to two places."""
-    return f"{sum(values) / len(values):.2f} ± {get_half_width(values):.2f}"
+    """Return the mean of the values and its 95 % interval, to two places; a single one alone."""
+    mean = f"{sum(values) / len(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {get_half_width(values):.2f}"
 
 
 def welch(ones: Sequence[float], others: Sequence[float]) -> tuple[float, float, float, float]:
@@ -67,9 +67,8 @@ def make_markdown(frame: pd.DataFrame) -> str:
     """Return a Markdown table of the frame and its index: numbers to two places, a dash for nan."""
     frame = frame.rename(lambda v: f"{NAMES[v]} (`{v}`)" if v in NAMES else v).reset_index()
     align = ["right" if pd.api.types.is_numeric_dtype(t) else "left" for t in frame.dtypes]
-    frame = frame.map(lambda v: f"{v:.2f}" if isinstance(v, float) else v)
-    text = frame.to_markdown(index=False, disable_numparse=True, colalign=align)
-    return re.sub(r"[+]?\bnan\b", "–", text)
+    frame = frame.map(lambda v: f"{v:.2f}" if isinstance(v, float) else v).replace("nan", "–")
+    return frame.to_markdown(index=False, disable_numparse=True, colalign=align)
 
 
 def format_differences(
@@ -77,12 +76,14 @@ def format_differences(
 ) -> str:
     """Return a table of differences in these columns, each with its interval.
 
-    In bold are those with p < 0.05 after Holm's correction for all of the table.
+    In bold are those with p < 0.05 after Holm's correction for all of the table. One of a single
+    run has neither.
     """
     tests = [welch(*(part[p].tolist() for part in pair)) for pair in pairs.values() for p in parts]
     shown = [p < 0.05 for p in holm([p for *_, p in tests])]
     cells = [
-        (f"**{mean:+.2f}**" if bold else f"{mean:+.2f}") + f" ({low:+.2f} to {high:+.2f})"
+        (f"**{mean:+.2f}**" if bold else f"{mean:+.2f}")
+        + ("" if math.isnan(low) else f" ({low:+.2f} to {high:+.2f})")
         for (mean, low, high, _), bold in zip(tests, shown, strict=True)
     ]
     rows = [cells[i : i + len(parts)] for i in range(0, len(cells), len(parts))]

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, combinations, pairwise, product
+from itertools import chain, pairwise, product
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ from records import COMPARED, NAMES, SEEDS
 
 CHANCE, TRAINS = 10.0, 20.0  # % right by guessing, and above which a network has learned something
 WITHIN = 2.0  # points below its best at which an arm still counts as good
-LABELS = {"none": "none", "he": "none, first weights of He", **{n: NAMES[n] for n in COMPARED}}
+LABELS = {"none": "None", "he": "None, first weights of He", **{n: NAMES[n] for n in COMPARED}}
 STYLES = utils.STYLES | {"he": {"color": "#CC79A7", "linestyle": (0, (3, 1, 1, 1)), "marker": "v"}}
 
 
@@ -163,6 +163,7 @@ def format_epochs(epochs: Sequence[float]) -> str:
 # --- What it costs to do without -----------------------------------------------------------------
 
 BASES = {"sgd": "onecycle", "muon": "muon"}  # the recipe that a value of `baseline` begins with
+WITHOUT = ("he", "none")  # arms without a normalization
 
 
 def make_search_frame(results: records.Results) -> pd.DataFrame:
@@ -170,16 +171,12 @@ def make_search_frame(results: records.Results) -> pd.DataFrame:
 
     A run that diverged counts as a guess.
     """
-    return _make_baseline_frame(results, "search", "validation")
-
-
-def _make_baseline_frame(results: records.Results, claim: str, part: str) -> pd.DataFrame:
     rows = []
     for (name, arm, seed), result in results.items():
-        if (match := re.fullmatch(rf"{claim}-(\w+)-([\d.]+)", name)) and seed in SEEDS:
-            last = CHANCE if "diverged" in result else result["history"][f"{part}_acc"][-1]
+        if (match := re.fullmatch(r"search-(\w+)-([\d.]+)", name)) and seed in SEEDS:
+            last = CHANCE if "diverged" in result else result["history"]["validation_acc"][-1]
             rows.append((BASES[match[1]], arm, float(match[2]), last))
-    return pd.DataFrame(rows, columns=["recipe", "arm", "rate", part])
+    return pd.DataFrame(rows, columns=["recipe", "arm", "rate", "validation"])
 
 
 def make_search(frame: pd.DataFrame) -> str:
@@ -200,48 +197,96 @@ def choose_rates(frame: pd.DataFrame) -> pd.Series:
     return means.unstack().idxmax(axis="columns")
 
 
-def make_baseline_frame(
-    results: records.Results, claims: records.Results, rates: pd.Series
-) -> pd.DataFrame:
-    """Return a row a run of 20 epochs: recipe, arm, rate, and `test` accuracy (%).
+def get_baseline(results: records.Results, claims: records.Results) -> records.Results:
+    """Return runs of 20 epochs: those of the norms, and those of `baseline` at the best rates.
 
-    They are the recipes' runs of the norms, whose rate is nan, and those of `baseline` at `rates`.
+    Both are under the recipe's name, the arm, and the seed. The best rates are those of `search`.
     """
-    frame = _make_baseline_frame(claims, "baseline", "test").set_index(["recipe", "arm"])
-    frame = frame[frame.rate == rates.reindex(frame.index)].reset_index()
+    rates = choose_rates(make_search_frame(claims))
+    runs = {key: run for key, run in results.items() if key[1] in COMPARED}
+    for (optimizer, recipe), arm, seed in product(BASES.items(), WITHOUT, SEEDS):
+        key = (f"baseline-{optimizer}-{rates[recipe, arm]:g}", arm, seed)
+        if key in claims:
+            runs[recipe, arm, seed] = claims[key]
+    return runs
+
+
+def get_histories(results: records.Results, recipe: str, arm: str) -> list[dict]:
+    """Return the histories of the recipe's and arm's runs, but of those that diverged."""
+    return [run["history"] for run in records.pick(results, recipe, arm) if "diverged" not in run]
+
+
+def make_baseline_frame(runs: records.Results) -> pd.DataFrame:
+    """Return a row a run of `get_baseline`: recipe, arm, and final accuracy (%) as `test`.
+
+    It is nan where the run diverged.
+    """
     rows = [
-        (recipe, norm, math.nan, run["history"]["test_acc"][-1])
-        for recipe, norm in product(BASES.values(), COMPARED)
-        for run in records.pick(results, recipe, norm)
+        (recipe, arm, math.nan if "diverged" in run else run["history"]["test_acc"][-1])
+        for recipe, arm in product(BASES.values(), ARMS)
+        for run in records.pick(runs, recipe, arm)
     ]
-    return pd.concat([pd.DataFrame(rows, columns=frame.columns), frame], ignore_index=True)
+    return pd.DataFrame(rows, columns=["recipe", "arm", "test"])
 
 
 def make_baseline(frame: pd.DataFrame) -> str:
-    """Return test accuracy by arm and recipe: mean, 95 % interval, and the rate of `baseline`."""
-    table = pd.DataFrame(index=[f"`{arm}`" for arm in get_arms(frame)])
-    for (recipe, arm), part in frame.groupby(["recipe", "arm"], sort=False):
-        rate = "" if part.rate.isna().all() else f" (rate {part.rate.iloc[0]:g})"
-        table.loc[f"`{arm}`", f"`{recipe}`"] = format_mean(part.test.tolist()) + rate
-    return make_markdown(table.rename_axis("arm"))
+    """Return test accuracy by arm and recipe as `format_runs` does, and the number of runs."""
+    groups = frame.groupby(["arm", "recipe"]).test
+    cells = groups.agg(lambda tests: f"{format_runs(tests)} ({len(tests)})")
+    table = cells.unstack().loc[get_arms(frame), list(BASES.values())]
+    return make_markdown(table.rename("`{}`".format).rename(columns="`{}`".format))
+
+
+def format_runs(tests: pd.Series) -> str:
+    """Return the mean of the runs that ended and its 95 % interval, and how many diverged."""
+    diverged = tests.isna().sum()
+    return format_mean(tests.dropna().tolist()) + (f", {diverged} diverged" if diverged else "")
 
 
 def make_costs(frame: pd.DataFrame) -> str:
     """Return how test accuracy differs between the norms and the arms without one.
 
-    Bold is what is shown.
+    It is of the runs that ended. Bold is what is shown.
     """
+    frame = frame.dropna()
     pairs = {
         (f"`{recipe}`", f"{one} - {other}"): [
             frame[(frame.recipe == recipe) & (frame.arm == arm)] for arm in (one, other)
         ]
         for recipe in BASES.values()
-        for one, other in [*product(COMPARED, ("he", "none")), ("he", "none")]
+        for one, other in [*product(COMPARED, WITHOUT), ("he", "none")]
     }
     return format_differences(["recipe", "difference"], pairs, {"test": "test"})
 
 
-# --- Where batch normalization fails -------------------------------------------------------------
+def draw_epochs(axis: Axes, histories: Sequence[Sequence[float]], label: str, style: dict) -> None:
+    """Draw accuracy by epoch: the mean of the runs, and a band from the lowest to the highest."""
+    epochs = pd.DataFrame(histories)
+    epochs.columns += 1
+    axis.plot(
+        epochs.columns, epochs.mean(), label=label, **style | {"markersize": 4, "linewidth": 1.8}
+    )
+    band = (epochs.columns, epochs.min(), epochs.max())
+    axis.fill_between(*band, color=style["color"], alpha=0.2, linewidth=0)
+    axis.set(xlabel="epoch", xticks=range(0, len(epochs.T) + 1, 5))
+    axis.grid(alpha=0.3)
+
+
+def draw_baseline(runs: records.Results) -> Figure:
+    """Return test accuracy by epoch with SGD and with Muon, of all arms, as `draw_epochs` does."""
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    axes = figure.subplots(1, len(BASES))
+    for axis, recipe in zip(axes, BASES.values(), strict=True):
+        for arm in ARMS:
+            if histories := get_histories(runs, recipe, arm):
+                tests = [history["test_acc"] for history in histories]
+                draw_epochs(axis, tests, LABELS[arm], STYLES[arm])
+        axis.set(title=f"recipe {recipe}", ylabel="accuracy on the test images (%)")
+        axis.legend()
+    return figure
+
+
+# --- Small batches -------------------------------------------------------------------------------
 
 
 def make_batch_frame(results: records.Results) -> pd.DataFrame:
@@ -312,29 +357,27 @@ BATCH_ARMS = {
 # --- Regularization ------------------------------------------------------------------------------
 
 
-def get_level(runs: Iterable[dict]) -> float:
-    """Return the training loss that all of the runs reach, the lowest one that all do."""
-    return max(min(run["history"]["train_loss"]) for run in runs)
+def make_equal_loss(
+    results: records.Results, recipes: Sequence[str], arms: Iterable[tuple[str, str]]
+) -> str:
+    """Return how test accuracy (%) at equal training loss differs between these pairs of arms.
 
-
-def make_equal_loss(results: records.Results, recipes: Sequence[str]) -> str:
-    """Return test accuracies (%) at equal training loss, and how they differ between norms.
-
-    The loss of a recipe is the lowest that all its runs reach. Bold is what is shown.
+    The loss of a recipe is the lowest that all runs of these arms reach. Bold is what is shown.
     """
+    arms = list(arms)
     rows = []
     for recipe in recipes:
-        by_norm = {norm: records.pick(results, recipe, norm) for norm in COMPARED}
-        level = get_level(chain.from_iterable(by_norm.values()))
-        for norm, runs in by_norm.items():
-            for history in (run["history"] for run in runs):
+        by_arm = {arm: get_histories(results, recipe, arm) for arm in chain.from_iterable(arms)}
+        level = max(min(run["train_loss"]) for run in chain.from_iterable(by_arm.values()))
+        for arm, histories in by_arm.items():
+            for history in histories:
                 test = interpolate(history["train_loss"], history["test_acc"], level)
-                rows.append((f"`{recipe}`", f"{level:.3f}", norm, test))
-    frame = pd.DataFrame(rows, columns=["recipe", "training loss", "norm", "test"])
+                rows.append((f"`{recipe}`", f"{level:.3f}", arm, test))
+    frame = pd.DataFrame(rows, columns=["recipe", "training loss", "arm", "test"])
     pairs = {
-        (recipe, level, f"{one} - {other}"): [part[part.norm == norm] for norm in (one, other)]
+        (recipe, level, f"{one} - {other}"): [part[part.arm == arm] for arm in (one, other)]
         for (recipe, level), part in frame.groupby(["recipe", "training loss"], sort=False)
-        for one, other in combinations(COMPARED, 2)
+        for one, other in arms
     }
     names = ["recipe", "training loss", "difference"]
     return format_differences(names, pairs, {"test": "test accuracy at that loss"})
@@ -343,19 +386,22 @@ def make_equal_loss(results: records.Results, recipes: Sequence[str]) -> str:
 def draw_losses(results: records.Results, recipes: Sequence[str]) -> Figure:
     """Return test loss by training loss along a run, from the third epoch on: means of the seeds.
 
-    The training loss is that of an epoch's augmented images, while the weights move.
+    The training loss is that of an epoch's augmented images, while the weights move. An arm that
+    learns nothing is left out.
     """
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     for axis, recipe in zip(
         figure.subplots(1, len(recipes), squeeze=False)[0], recipes, strict=True
     ):
-        for norm in COMPARED:
-            runs = records.pick(results, recipe, norm)
+        for arm in ARMS:
+            histories = get_histories(results, recipe, arm)
+            if all(history["test_acc"][-1] < TRAINS for history in histories):
+                continue
             train, test = (
-                pd.DataFrame([run["history"][f"{part}_loss"] for run in runs]).mean()[2:]
+                pd.DataFrame([history[f"{part}_loss"] for history in histories]).mean()[2:]
                 for part in ("train", "test")
             )
-            axis.plot(train, test, label=NAMES[norm], **STYLES[norm] | {"markersize": 4})
+            axis.plot(train, test, label=LABELS[arm], **STYLES[arm] | {"markersize": 4})
         axis.set(title=f"recipe {recipe}", xlabel="training loss")
         axis.invert_xaxis()
         axis.grid(alpha=0.3)

@@ -11,6 +11,8 @@ from common import ROOT, need_packages, read_table
 
 need_packages()
 
+import pandas as pd  # noqa: E402
+
 import evidence  # noqa: E402
 from records import COMPARED  # noqa: E402
 
@@ -39,8 +41,12 @@ def test_means_are_over_the_seeds_and_of_the_last_epoch():
     frame = evidence.make_frame(make_results())
     numbers = ["3", "82.00", "1.00", "2.48", "81.00", "1.00", "2.48"]
     assert ["onecycle", "Batch (`bn`)", *numbers] in read_table(evidence.make_seeds(frame))
-    row = ["Batch (`bn`)", "78.86", *["81.00 ± 2.48"] * len(evidence.SHOWN)]
-    assert row in read_table(evidence.make_table(frame))
+    nan = float("nan")
+    rows = [("muon", "none", test) for test in (70.0, 72.0, nan)] + [("muon", "bn", 10.0)]
+    baseline = pd.DataFrame(rows, columns=["recipe", "arm", "test"])
+    table = read_table(evidence.make_table(frame, baseline))
+    assert ["Batch (`bn`)", "78.86", *["81.00 ± 2.48"] * len(evidence.SHOWN)] in table
+    assert ["None (`none`)", "–", "–", "–", "71.00 ± 12.71, 1 diverged", "–"] in table
 
 
 def test_a_seed_or_a_norm_that_the_pages_do_not_name_changes_none_of_their_tables():
@@ -84,7 +90,7 @@ def test_one_seed_has_no_spread():
     frame = evidence.make_frame(make_results([1]))
     numbers = ["1", "81.00", "–", "–", "80.00", "–", "–"]
     assert ["onecycle", "Batch (`bn`)", *numbers] in read_table(evidence.make_seeds(frame))
-    row = ["`onecycle`", "bn - ln", "+10.00 (– to –)", "+10.00 (– to –)", "+0.00 (– to –)"]
+    row = ["`onecycle`", "bn - ln", "+10.00", "+10.00", "+0.00"]
     assert row in read_table(evidence.make_differences(frame))
 
 

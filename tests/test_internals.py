@@ -50,7 +50,7 @@ def test_the_figure_of_scales_has_a_line_an_arm_before_and_after(scales):
     before, after = internals.draw_scales(internals.make_scale_frame(scales)).axes
     assert [line.get_ydata().tolist() for line in before.lines] == [[3.0, 0.03], [3.0, 3.0]]
     assert [line.get_ydata().tolist() for line in after.lines] == [[3.0, 1.5], [3.0, 3.0]]
-    assert [text.get_text() for text in before.get_legend().get_texts()] == ["none", "Batch"]
+    assert [text.get_text() for text in before.get_legend().get_texts()] == ["None", "Batch"]
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What is made of accuracies: tables and figures of made-up results with known answers."""
 
 import math
+from itertools import combinations
 
 import pytest
 
@@ -9,6 +10,8 @@ from common import need_packages, read_table
 need_packages()
 
 import reasons  # noqa: E402
+
+NORMS = ("bn", "gn", "ln")
 
 # Final test accuracy (%) of two seeds by arm and rate; None is a run that diverged.
 RATES = {
@@ -96,7 +99,7 @@ def test_the_speed_is_that_at_an_arm_s_own_best_rate(frame):
 def test_the_figure_shows_each_run_and_each_mean(frame):
     axis = reasons.draw_rates(frame).axes[0]
     lines = {line.get_label(): line.get_ydata().tolist() for line in axis.lines}
-    assert lines == {"none": [10, 10, 10], "Batch": [70, 72, 37.5], "Group": [70, 68, 11]}
+    assert lines == {"None": [10, 10, 10], "Batch": [70, 72, 37.5], "Group": [70, 68, 11]}
     points = [tuple(p) for dots in axis.collections for p in dots.get_offsets().tolist()]
     known = [p for p in points if p[1] is not None]
     assert len(known) == 18
@@ -113,10 +116,11 @@ def search():
         for arm, accuracy in zip(("none", "he"), both, strict=True)
     }
     results["search-sgd-0.3", "none", 1] = {"history": {}, "diverged": "It diverged."}
-    return reasons.make_search_frame(results)
+    return results
 
 
 def test_the_best_rate_of_the_search_is_that_of_the_held_out_images(search):
+    search = reasons.make_search_frame(search)
     assert read_table(reasons.make_search(search)) == [
         ["`muon`", "0.02", "**74.00**", "**73.00**"],
         ["`onecycle`", "0.1", "**50.00**", "60.00"],
@@ -140,21 +144,28 @@ def test_what_it_costs_to_do_without_is_told_at_the_best_rates(search):
     runs = {
         (recipe, norm, seed): {"history": {"test_acc": [0.0, accuracy + seed]}}
         for recipe, accuracy in {"onecycle": 80, "muon": 85, "reference": 99}.items()
-        for norm in ("bn", "gn", "ln")
+        for norm in NORMS
         for seed in (1, 2, 6)
     }
-    frame = reasons.make_baseline_frame(runs, claims, reasons.choose_rates(search))
+    baseline = reasons.get_baseline(runs, claims | search)
+    baseline["onecycle", "he", 3] = {"history": {}, "diverged": "It diverged."}
+    frame = reasons.make_baseline_frame(baseline)
     half = 12.706 / 2
     assert read_table(reasons.make_baseline(frame)) == [
-        ["`none`", f"61.50 ± {half:.2f} (rate 0.1)", f"79.50 ± {half:.2f} (rate 0.02)"],
-        ["`he`", f"71.50 ± {half:.2f} (rate 0.3)", f"80.50 ± {half:.2f} (rate 0.02)"],
-        *[[f"`{n}`", f"81.50 ± {half:.2f}", f"86.50 ± {half:.2f}"] for n in ("bn", "gn", "ln")],
+        ["`none`", f"61.50 ± {half:.2f} (2)", f"79.50 ± {half:.2f} (2)"],
+        ["`he`", f"71.50 ± {half:.2f}, 1 diverged (3)", f"80.50 ± {half:.2f} (2)"],
+        *[[f"`{n}`", *(f"{mean} ± {half:.2f} (2)" for mean in ("81.50", "86.50"))] for n in NORMS],
     ]
     rows = read_table(reasons.make_costs(frame))
     assert len(rows) == 14
     cells = {tuple(row[:2]): row[2].replace("*", "").split(" ")[0] for row in rows}
     assert cells["`onecycle`", "gn - he"] == "+10.00"
     assert cells["`muon`", "he - none"] == "+1.00"
+    sgd, muon = reasons.draw_baseline(baseline).axes
+    assert (sgd.get_title(), muon.get_title()) == ("recipe onecycle", "recipe muon")
+    lines = {line.get_label(): line.get_xydata().tolist() for line in sgd.lines}
+    assert len(lines) == 5
+    assert lines["None, first weights of He"] == [[1, 0], [2, 71.5]]
 
 
 def test_a_value_at_a_loss_lies_on_the_line_between_two_epochs():
@@ -184,7 +195,7 @@ def runs():
 
 def test_the_norms_are_compared_at_the_loss_that_all_reach(runs):
     runs["muon", "none", 1] = {"history": {"train_loss": [3.0, 2.0], "test_acc": [1.0, 2.0]}}
-    rows = read_table(reasons.make_equal_loss(runs, ["muon"]))
+    rows = read_table(reasons.make_equal_loss(runs, ["muon"], combinations(NORMS, 2)))
     assert [row[:3] for row in rows] == [
         ["`muon`", "0.600", f"{pair}"] for pair in ("bn - gn", "bn - ln", "gn - ln")
     ]
@@ -198,6 +209,19 @@ def test_the_figure_of_losses_is_of_means_from_the_third_epoch_on(runs):
     assert [line.get_label() for line in axis.lines] == ["Batch", "Group", "Layer"]
     points = [line.get_xydata().tolist() for line in axis.lines]
     assert points[0] == [[pytest.approx(0.4), pytest.approx(2.3)]]
+
+
+def test_arms_without_a_normalization_are_compared_and_drawn_with_the_norms(runs):
+    history = {"train_loss": [1.0, 0.9, 0.7], "test_loss": [1.0, 1.0, 1.0]}
+    for seed in (1, 2):
+        runs["muon", "he", seed] = {"history": history | {"test_acc": [0.0, 30.0, 40.0 + seed]}}
+        runs["muon", "none", seed] = {"history": history | {"test_acc": [9.0, 9.0, 9.0]}}
+    (row,) = read_table(reasons.make_equal_loss(runs, ["muon"], [("bn", "he")]))
+    assert row[:2] == ["`muon`", "0.700"], "the lowest loss that all of these arms reach"
+    assert row[2] == "bn - he"
+    assert row[3].replace("*", "").startswith(f"+{(60 + 20.3 / 4) - 41.5:.2f} (")
+    labels = [line.get_label() for line in reasons.draw_losses(runs, ["muon"]).axes[0].lines]
+    assert labels == ["None, first weights of He", "Batch", "Group", "Layer"], "none learns nothing"
 
 
 @pytest.fixture
