@@ -1,6 +1,7 @@
 """Intervals and tests of what several seeds gave, and the tables that show them."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -35,7 +36,9 @@ def welch(ones: Sequence[float], others: Sequence[float]) -> tuple[float, float,
     difference = sum(ones) / len(ones) - sum(others) / len(others)
     if min(len(ones), len(others)) < 2:
         return difference, math.nan, math.nan, math.nan
-    test = stats.ttest_ind(ones, others, equal_var=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # SciPy's, of runs that all guess the same
+        test = stats.ttest_ind(ones, others, equal_var=False)
     low, high = test.confidence_interval()
     return difference, float(low), float(high), float(test.pvalue)
 
