@@ -181,7 +181,7 @@ def test_the_finding_on_group_and_layer_is_what_the_table_says():
     assert "is not shown to be better than layer normalization" in FINDINGS
 
 
-def test_the_finding_on_regularization_is_what_the_tables_say():
+def test_the_finding_on_regularization_is_what_the_tables_say(evidence):
     cells = {(row[0].strip("`"), row[2]): row[3] for row in get_rows(LAB, "equal-loss")}
     shown = {key for key, cell in cells.items() if cell.startswith("**")}
     assert shown == {
@@ -204,6 +204,17 @@ def test_the_finding_on_regularization_is_what_the_tables_say():
     levels = {row[0].strip("`"): float(row[1]) for row in get_rows(LAB, "equal-loss")}
     assert find_epochs(RESULTS, "reference", "bn", levels["reference"]) == (7, 8)
     others = [find_epochs(RESULTS, "reference", norm, levels["reference"]) for norm in ("gn", "ln")]
+    at_70 = [
+        statistics.mean(
+            evidence.reasons.interpolate(
+                run["history"]["train_loss"], run["history"]["test_acc"], 0.7
+            )
+            for run in records.pick(RESULTS, "reference", norm)
+        )
+        for norm in COMPARED
+    ]
+    said = f"at 0.70 the three lie within {max(at_70) - min(at_70):.1f} points with `reference`"
+    assert said in LAB_TEXT
     assert f"and the others in epochs {min(others)[0]} to {max(others)[1]};" in LAB_TEXT
     for recipe in ("onecycle", "muon"):
         assert {find_epochs(RESULTS, recipe, norm, levels[recipe]) for norm in COMPARED} == {
