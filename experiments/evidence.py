@@ -54,7 +54,7 @@ def make_frame(results: Results) -> pd.DataFrame:
     return frame.assign(gap=frame.train - frame.test, clean_gap=frame.clean - frame.test)
 
 
-def get_histories(results: Results) -> dict[str, list[list[float]]]:
+def get_accuracies(results: Results) -> dict[str, list[list[float]]]:
     """Return the test accuracies (%) by epoch of each recipe's and arm's runs, under a name.
 
     A run that diverged is left out.
@@ -194,7 +194,7 @@ def make_tables(
         "tuning": make_tuning(make_frame(trials)),
         "rates": reasons.make_rates(rates),
         "rates-speed": reasons.make_speed(reasons.get_histories_at_best(rates), (60, 70)),
-        "speed": reasons.make_speed(get_histories(runs), (60, 70, 80)),
+        "speed": reasons.make_speed(get_accuracies(runs), (60, 70, 80)),
         "search": reasons.make_search(search),
         "baseline": reasons.make_baseline(baseline),
         "costs": reasons.make_costs(baseline),
