@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 import records
 from claims import WATCHED
-from intervals import format_differences, get_half_width, make_markdown
+from intervals import format_differences, format_mean, make_markdown
 from reasons import LABELS, STYLES, get_arms
 from records import SEEDS
 
@@ -118,8 +118,7 @@ def make_shift(frame: pd.DataFrame) -> str:
     arms = get_arms(frame)
     cells = {
         f"`{arm}`": [
-            f"{values.mean():.3g} ± {get_half_width(values.tolist()):.2g}"
-            for _, values in medians.loc[arm].items()
+            format_mean(values.tolist(), (".3g", ".2g")) for _, values in medians.loc[arm].items()
         ]
         for arm in arms
     }

@@ -22,10 +22,10 @@ def get_half_width(values: Sequence[float]) -> float:
     return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
-def format_mean(values: Sequence[float]) -> str:
-    """Return the mean of the values and its 95 % interval, to two places; a single one alone."""
-    mean = f"{sum(values) / len(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {get_half_width(values):.2f}"
+def format_mean(values: Sequence[float], places: tuple[str, str] = (".2f", ".2f")) -> str:
+    """Return the mean of the values and its 95 % interval in these formats; a single one alone."""
+    mean = format(sum(values) / len(values), places[0])
+    return mean if len(values) == 1 else f"{mean} ± {get_half_width(values):{places[1]}}"
 
 
 def welch(ones: Sequence[float], others: Sequence[float]) -> tuple[float, float, float, float]:

@@ -83,6 +83,9 @@ def test_shifts_are_medians_of_steps_and_means_of_seeds(shifts):
     assert cells["range of the loss"][1] == f"{(2.5 + 4) / 2:.3g} ± {1.5 * half:.2g}"
     assert cells["largest change by its distance"][0] == f"{3 * 1.7:.3g} ± {3 * half:.2g}"
     assert len(rows) == 11
+    one = {key: run for key, run in shifts.items() if key[2] == 1}
+    rows = read_table(internals.make_shift(internals.make_shift_frame(one)))
+    assert ["change of C5's gradient", "1.2", "3"] in rows, "one run has no interval"
 
 
 def test_bn_is_compared_with_the_other_norms(shifts):
