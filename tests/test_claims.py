@@ -146,18 +146,34 @@ def small(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("claim", "arm", "measured"),
     [
-        ("rates", "he", "history"),
-        ("baseline", "none", "history"),
-        ("batches", "bn", "recomputed_acc"),
-        ("scales", "ln", "after"),
-        ("shift", "gn", "rows"),
+        ("rates", "he", {"history"}),
+        ("baseline", "none", {"history"}),
+        ("batches", "bn", {"history", "recomputed_acc"}),
+        ("scales", "ln", {"history", "before", "after"}),
+        ("shift", "gn", {"history", "rows"}),
     ],
 )
-def test_each_claim_is_measured_from_end_to_end(claim, arm, measured, small):
+def test_each_claim_is_measured_from_end_to_end(claim, arm, measured, small, monkeypatch):
+    monkeypatch.setattr(claims, "SHIFT_EVERY", 2)
+    seen = []
+
+    def update(loader, model):
+        update_bn(loader, model)
+        seen.append(sum(len(images) for images, _ in loader))
+
+    update_bn = claims.update_bn
+    monkeypatch.setattr(claims, "update_bn", update)
     result, said = small(claim, arm)
     assert result["norm"] == arm
-    assert measured in result
+    assert set(result) - {"recipe", "norm", "seed", "data", "environment", "protocol"} == measured
     assert said.endswith(f"{result['history']['test_acc'][-1]:.2f} %")
+    assert seen == ([result["data"]["train_size"]] if claim == "batches" else [])
+    assert result.get("before", 0) != result.get("after", 1), "it has trained"
+    if claim == "shift":
+        steps = [row.pop("step") for row in result["rows"]]
+        assert steps == list(range(0, max(steps) + 1, 2))
+        assert len(steps) > 1
+        assert len({json.dumps(row) for row in result["rows"]}) == len(steps), "the weights move"
 
 
 def test_the_search_for_the_baseline_s_rates_sees_no_test_image(small, monkeypatch):
