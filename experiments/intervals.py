@@ -23,7 +23,12 @@ def get_half_width(values: Sequence[float]) -> float:
 
 
 def format_mean(values: Sequence[float], places: tuple[str, str] = (".2f", ".2f")) -> str:
-    """Return the mean of the values and its 95 % interval in these formats; a single one alone."""
+    """Return the mean of the values and its 95 % interval in these formats.
+
+    A single value has no interval, and none are a dash.
+    """
+    if not values:
+        return "–"
     mean = format(sum(values) / len(values), places[0])
     return mean if len(values) == 1 else f"{mean} ± {get_half_width(values):{places[1]}}"
 
@@ -31,8 +36,10 @@ def format_mean(values: Sequence[float], places: tuple[str, str] = (".2f", ".2f"
 def welch(ones: Sequence[float], others: Sequence[float]) -> tuple[float, float, float, float]:
     """Return the difference of two means, its 95 % interval, and p, by Welch's t (1947).
 
-    The last three are nan for fewer than two values of either.
+    The last three are nan for fewer than two values of either, and all four for none.
     """
+    if not (ones and others):
+        return (math.nan,) * 4
     difference = sum(ones) / len(ones) - sum(others) / len(others)
     if min(len(ones), len(others)) < 2:
         return difference, math.nan, math.nan, math.nan
@@ -79,16 +86,21 @@ def format_differences(
 ) -> str:
     """Return a table of differences in these columns, each with its interval.
 
-    In bold are those with p < 0.05 after Holm's correction for all of the table. One of a single
-    run has neither.
+    In bold are those with p < 0.05 after Holm's correction for all of the table. A nan is left out.
+    One of a single run has neither interval nor bold, and one of no run is a dash.
     """
-    tests = [welch(*(part[p].tolist() for part in pair)) for pair in pairs.values() for p in parts]
+    tests = [
+        welch(*(part[p].dropna().tolist() for part in pair))
+        for pair in pairs.values()
+        for p in parts
+    ]
     shown = [p < 0.05 for p in holm([p for *_, p in tests])]
     cells = [
         (f"**{mean:+.2f}**" if bold else f"{mean:+.2f}")
         + ("" if math.isnan(low) else f" ({low:+.2f} to {high:+.2f})")
         for (mean, low, high, _), bold in zip(tests, shown, strict=True)
     ]
+    cells = ["–" if cell == "+nan" else cell for cell in cells]
     rows = [cells[i : i + len(parts)] for i in range(0, len(cells), len(parts))]
     index = pd.MultiIndex.from_tuples(pairs, names=names)
     return make_markdown(pd.DataFrame(rows, index, list(parts.values())))

@@ -1,6 +1,7 @@
 """Intervals and tests: known values."""
 
 import math
+import re
 
 import pytest
 
@@ -8,6 +9,7 @@ from common import need_packages
 
 need_packages()
 
+import pandas as pd  # noqa: E402
 from scipy import stats  # noqa: E402
 
 import intervals  # noqa: E402
@@ -28,6 +30,22 @@ def test_two_means_are_compared_by_welchs_t():
     assert (mean, low, high) == pytest.approx((11.0, 11 - half, 11 + half))
     assert p == pytest.approx(2 * stats.t.sf(11 / (5 / 3) ** 0.5, freedom))
     assert all(map(math.isnan, intervals.welch([80.0], [70.0, 71.0])[1:]))
+    assert all(map(math.isnan, intervals.welch([], [70.0, 71.0])))
+
+
+def test_where_runs_are_missing_the_others_count_and_none_are_a_dash():
+    half = 4.3027 / 3**0.5
+    assert intervals.format_mean([80.0, 81.0, 82.0]) == f"81.00 ± {half:.2f}"
+    assert intervals.format_mean([80.0]) == "80.00"
+    assert intervals.format_mean([]) == "–"
+    frames = [pd.DataFrame({"a": values}) for values in ([1.0, math.nan, 2.0], [0.0, 1.0], [])]
+    pairs = {("b",): frames[:2], ("c",): frames[1:]}
+    (_, _, b), (_, _, c) = (
+        re.split(r" *\| *", row)[:3]
+        for row in intervals.format_differences(["of"], pairs, {"a": "a"}).splitlines()[2:]
+    )
+    assert b.startswith("+1.00 (")
+    assert c == "–"
 
 
 def test_holms_correction_is_the_textbook_s():
