@@ -30,7 +30,7 @@ def make_frame(results: records.Results, claim: str) -> pd.DataFrame:
     """Return a row a run of the claim: arm, value (a rate or a batch size), seed, and accuracies.
 
     `test` is the final accuracy (%) on the test images, nan where the run diverged; `history` has
-    one for each epoch. A seed of which runs are missing is left out.
+    one for each epoch. A seed is left out of a value at which it lacks an arm.
     """
     rows = []
     for (recipe, arm, seed), result in results.items():
@@ -40,8 +40,8 @@ def make_frame(results: records.Results, claim: str) -> pd.DataFrame:
             value = float(recipe.removeprefix(f"{claim}-"))
             rows.append((arm, value, seed, test, history))
     frame = pd.DataFrame(rows, columns=["arm", "value", "seed", "test", "history"])
-    sizes = frame.groupby("seed").arm.transform("size")
-    return frame[sizes == sizes.max()]
+    sizes = frame.groupby(["value", "seed"]).arm.transform("size")
+    return frame[sizes == frame.arm.nunique()]
 
 
 # --- Larger learning rates -----------------------------------------------------------------------
@@ -81,6 +81,12 @@ def make_rates(frame: pd.DataFrame) -> str:
             "runs diverged": f"{frame[frame.arm == arm].test.isna().sum()} of {len(runs)}",
         }
     return make_markdown(pd.DataFrame.from_dict(rows, "index").rename_axis("arm"))
+
+
+def make_rate_means(frame: pd.DataFrame) -> str:
+    """Return `get_means` as a table."""
+    means = get_means(frame).rename("`{}`".format).rename(columns="{:g}".format)
+    return make_markdown(means.rename_axis("arm"))
 
 
 def draw_rates(frame: pd.DataFrame) -> Figure:
@@ -248,7 +254,6 @@ def make_costs(frame: pd.DataFrame) -> str:
 
     It is of the runs that ended. Bold is what is shown.
     """
-    frame = frame.dropna()
     pairs = {
         (f"`{recipe}`", f"{one} - {other}"): [
             frame[(frame.recipe == recipe) & (frame.arm == arm)] for arm in (one, other)

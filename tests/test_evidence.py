@@ -7,13 +7,15 @@ import sys
 
 import pytest
 
-from common import ROOT, need_packages, read_table
+from common import ROOT, need_packages, read_table, skip_if_changed
 
 need_packages()
 
 import pandas as pd  # noqa: E402
 
+import claims  # noqa: E402
 import evidence  # noqa: E402
+import records  # noqa: E402
 from records import COMPARED  # noqa: E402
 
 IGNORED = shutil.ignore_patterns("claims", "tuning", "*.pt")
@@ -141,6 +143,15 @@ def test_a_run_that_is_missing_or_of_other_hyperparameters_renews_no_page(name, 
     path.unlink()
     with pytest.raises(FileNotFoundError, match=f"{path} is missing: replicate.py makes it"):
         evidence.check({}, tmp_path)
+
+
+def test_a_claim_without_runs_of_an_arm_renews_no_page():
+    skip_if_changed("results")
+    claimed = records.load_results(claims.FOLDER / "float32")
+    evidence.check(claimed, ROOT / "results")
+    some = {key: run for key, run in claimed.items() if key[1] != "gn" or "batches" not in key[0]}
+    with pytest.raises(FileNotFoundError, match="no run of 'batches' with 'gn': claims.py batches"):
+        evidence.check(some, ROOT / "results")
 
 
 def test_a_run_of_a_claim_that_is_no_more_renews_no_page():

@@ -45,10 +45,11 @@ def test_a_frame_has_the_runs_of_its_claim_alone(frame):
     assert frame.test.isna().sum() == 4
 
 
-def test_a_seed_of_which_a_run_is_missing_is_left_out():
+def test_a_seed_of_which_an_arm_is_missing_is_left_out_there_alone():
     results = make_results()
     del results["rates-3", "gn", 2]
-    assert set(reasons.make_frame(results, "rates").seed) == {1}
+    seeds = reasons.make_frame(results, "rates").groupby("value").seed.agg(set)
+    assert seeds.to_dict() == {0.1: {1, 2}, 1.0: {1, 2}, 3.0: {1}}
 
 
 def test_the_table_of_rates_is_that_of_the_runs(frame):
@@ -57,6 +58,11 @@ def test_the_table_of_rates_is_that_of_the_runs(frame):
         ["`none`", "–", "10.00 ± 0.00", "–", "–", "3 of 6"],
         ["`bn`", "1", f"72.00 ± {half:.2f}", "0.1, 1", "1", "0 of 6"],
         ["`gn`", "0.1", f"70.00 ± {half:.2f}", "0.1, 1", "1", "1 of 6"],
+    ]
+    assert read_table(reasons.make_rate_means(frame)) == [
+        ["`none`", "10.00", "10.00", "10.00"],
+        ["`bn`", "70.00", "72.00", "37.50"],
+        ["`gn`", "70.00", "68.00", "11.00"],
     ]
 
 
@@ -265,6 +271,12 @@ def test_a_batch_size_at_which_bn_diverged_counts_as_a_guess(batches):
     batches["batches-4", "bn", 2] = {"history": {}, "diverged": "The run diverged."}
     rows = read_table(reasons.make_batches(reasons.make_batch_frame(batches)))
     assert [row[1].split(" ")[0] for row in rows] == ["30.50", "32.50", "69.50", "68.50"]
+
+
+def test_the_first_runs_of_another_size_change_nothing(batches):
+    expected = reasons.make_batches(reasons.make_batch_frame(batches))
+    batches["batches-2", "bn", 1] = batches["batches-4", "bn", 1]
+    assert reasons.make_batches(reasons.make_batch_frame(batches)) == expected
 
 
 def test_the_figure_of_batches_has_a_line_an_arm(batches):
