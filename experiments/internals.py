@@ -141,21 +141,23 @@ def draw_shift(frame: pd.DataFrame) -> Figure:
     """Return how much gradients change, by step: four layers' by the shift, and along the step.
 
     A line is the mean of the seeds, each value the median of five steps measured after another.
+    `none` is left out: it stands still.
     """
     figure = Figure(figsize=(12, 6.5), layout="constrained")
     names = [f"change {layer}" for layer in WATCHED]
     panels = figure.subplot_mosaic([names, ["range", "range", "smoothness", "smoothness"]])
     for name, axis in panels.items():
-        for arm in get_arms(frame):
+        for arm in get_arms(frame[frame.arm != "none"]):
             means = frame[frame.arm == arm].groupby("step")[name].mean()
             line = means.rolling(5, center=True, min_periods=1).median()
             style = STYLES[arm] | {"marker": ""}
             axis.plot(line.index, line, label=LABELS[arm], **style)
-        axis.set(title=MEASURES[name], xlabel="step", yscale="log")
+        axis.set(title=MEASURES[name], xlabel="step")
+        axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-    panels[names[0]].set_ylabel("share of the gradient's norm")
+    panels[names[0]].set_ylabel("share of the gradient's length")
     panels["range"].set_ylabel("loss, highest minus lowest")
-    panels["smoothness"].set_ylabel("share of its norm, by steps")
+    panels["smoothness"].set_ylabel("share of its length, by steps")
     labels = panels["range"].get_legend_handles_labels()
     figure.legend(*labels, loc="outside lower center", ncols=len(labels[1]))
     return figure

@@ -107,5 +107,5 @@ def test_the_figure_of_shifts_has_the_steps_that_were_measured(shifts):
     figure = internals.draw_shift(internals.make_shift_frame(shifts))
     assert len(figure.axes) == 6
     for axis in figure.axes:
-        assert [line.get_xdata().tolist() for line in axis.lines] == [[0, 20, 40]] * 2
+        assert [line.get_xdata().tolist() for line in axis.lines] == [[0, 20, 40]], "bn's alone"
         assert axis.get_title()
