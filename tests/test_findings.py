@@ -448,31 +448,59 @@ def test_the_norms_and_doing_without_are_compared_at_equal_training_loss(evidenc
 
 
 def test_the_batches_are_those_of_the_runs(evidence):
+    import intervals
+
     frame = evidence.reasons.make_batch_frame(CLAIMED)
     assert "After 5 epochs, three seeds," in LAB_TEXT
     assert set(frame.groupby("value").seed.nunique()) == {3}
     means = frame.groupby(["arm", "value"]).test.mean().unstack()
-    lost, late = means[64] - means[4], means[64] - means[256]
-    said = f"to 4 `bn` lost {lost.bn:.1f} points, less than predicted, and `gn` and `ln` at most"
-    assert f"{said} {max(lost.gn, lost.ln):.1f}; that" in TEXT
-    said = f"at 4 images it ends {lost.bn:.1f} points below what it has at 64, of which"
-    assert f"{said} {lost.bn - lost['bn anew']:.1f} come back with statistics" in LAB_TEXT
-    assert lost.bn < 5, "less than predicted"
-    small = means.loc[["gn", "ln"], [4, 16, 64]]
+    two, four, late = (means[64] - means[size] for size in (2, 4, 256))
+    said = f"it loses {two.bn:.1f} points from 64 images to 2, and {four.bn:.1f} to 4; `gn` and"
+    assert f"{said} `ln` lose at most {max(two.gn, two.ln, four.gn, four.ln):.1f}." in TEXT
+    back_of_two, back = (loss.bn - loss["bn anew"] for loss in (two, four))
+    said = f"at 4 images it ends {four.bn:.1f} points below what it has at 64, of which {back:.1f}"
+    assert f"{said} come back with statistics" in LAB_TEXT
+    assert four.bn < 5, "less than predicted"
+    assert back < four.bn / 2, "as predicted"
+    behind = [means.loc[norm, 2] - means.loc["bn", 2] for norm in ("gn", "ln")]
+    said = (
+        f"`bn` ends {two.bn:.1f} points below what it has at 64, of which {back_of_two:.1f} come"
+        f" back, and {behind[0]:.1f} and {behind[1]:.1f} below `gn` and `ln`, which lose"
+        f" {two.gn:.1f} and {two.ln:.1f}. All of this as predicted"
+    )
+    assert said in LAB_TEXT
+    assert 5 < two.bn < 12
+    assert min(behind) > 3
+    assert back_of_two < two.bn / 3
+    small = means.loc[["gn", "ln"], [2, 4, 16, 64]]
     assert (small.max(axis=1) - small.min(axis=1)).max() < 3, "as predicted"
     norms = means.loc[list(COMPARED)]
-    assert norms[4].idxmin() == "bn"
-    assert set(norms.drop(columns=4).idxmax()) == {"bn"}
+    assert set(norms[[2, 4]].idxmin()) == {"bn"}
+    assert set(norms[[16, 64, 256]].idxmax()) == {"bn"}
     said = f"that lose, {late.gn:.1f} and {late.ln:.1f} points from 64 on, and `bn` {late.bn:.1f};"
     assert said in LAB_TEXT
+    assert f"`gn` and `ln` that lose, {late.gn:.1f} and {late.ln:.1f} points, and there" in TEXT
+    runs = {
+        (size, norm): frame[(frame.value == size) & (frame.arm == norm)].test.tolist()
+        for size in sorted(set(frame.value))
+        for norm in COMPARED
+    }
+    apart = min(runs[2, "gn"] + runs[2, "ln"]) - max(runs[2, "bn"])
+    assert apart > 6.4
+    assert "every run of `bn` ends at least 6.4 points below every one of `gn` and `ln`." in TEXT
+    assert "every run of `bn` ends at least 6.4 points below every one of the others" in LAB_TEXT
+    pairs = [(size, norm) for size in sorted(set(frame.value)) for norm in ("gn", "ln")]
+    ps = [intervals.welch(runs[size, "bn"], runs[size, norm])[3] for size, norm in pairs]
+    ps = dict(zip(pairs, intervals.holm(ps), strict=True))
+    assert f"after the correction p is {ps[2, 'gn']:.3f} and {ps[2, 'ln']:.3f}." in LAB_TEXT
+    said = f"p = {min(ps[2, 'gn'], ps[2, 'ln']):.3f} after correction for all ten comparisons"
+    assert said in TEXT
+    assert {pair for pair, p in ps.items() if p < 0.05} == {(256, "gn")}, "one of ten"
     rows = get_rows(LAB, "batch-differences")
-    assert f"for all {'eight' if len(rows) == 8 else 'ten'}:" in LAB_TEXT
-    assert len(rows) == 2 * frame.value.nunique()
-    shown = {(row[0], row[1]): get_number(row[2]) for row in rows if "**" in row[2]}
-    assert set(shown) == {("256", "bn - gn"), ("256", "bn - ln")}, "at 256 alone"
-    said = f"to 256 `gn` and `ln` lost {late.gn:.1f} and {late.ln:.1f} points, and there `bn` leads"
-    leads = [means.loc["bn", 256] - means.loc[norm, 256] for norm in ("gn", "ln")]
-    assert f"{said} by {leads[0]:.1f} and {leads[1]:.1f}, which is shown" in TEXT
+    assert len(rows) == 10
+    assert [row[:2] for row in rows if "**" in row[2]] == [["256", "bn - gn"]]
+    lead = means.loc["bn", 256] - means.loc["gn", 256]
+    assert f"the lead of `bn` over `gn`, {lead:.1f}, is shown" in TEXT
 
 
 def test_the_scales_are_those_of_the_runs():
