@@ -149,9 +149,16 @@ def test_a_claim_without_runs_of_an_arm_renews_no_page():
     skip_if_changed("results")
     claimed = records.load_results(claims.FOLDER / "float32")
     evidence.check(claimed, ROOT / "results")
-    some = {key: run for key, run in claimed.items() if key[1] != "gn" or "batches" not in key[0]}
-    with pytest.raises(FileNotFoundError, match="no run of 'batches' with 'gn': claims.py batches"):
-        evidence.check(some, ROOT / "results")
+    for name, arm in (("batches-4", "gn"), ("search-sgd-0.03", "he"), ("baseline", "none")):
+        some = {k: run for k, run in claimed.items() if k[1] != arm or not k[0].startswith(name)}
+        said = (
+            f"no run of '{name}.*' with '{arm}': claims.py {name.split('-')[0]} --arms {arm} makes"
+        )
+        with pytest.raises(FileNotFoundError, match=said):
+            evidence.check(some, ROOT / "results")
+    mine = {(name, arm, 6 if "shift" in name else seed): {} for name, arm, seed in claimed}
+    with pytest.raises(FileNotFoundError, match="no run of 'shift-0.1'"):
+        evidence.check(mine, ROOT / "results")
 
 
 def test_a_run_of_a_claim_that_is_no_more_renews_no_page():
