@@ -245,7 +245,7 @@ def test_the_epochs_to_an_accuracy_are_those_of_the_table(evidence):
     said = (
         "To 70 % `onecycle` takes {:.1f} to {:.1f} epochs with one, and {:.1f} with first weights"
         " of He alone; `muon` takes {:.1f} to {:.1f}, and {:.1f} without. To 80 % it is {:.1f} to"
-        " {:.1f} and {:.1f} with `onecycle`, but no more without one with `muon`."
+        " {:.1f} and {:.1f} with `onecycle`; with `muon` it is no more without one."
     )
     norms = [get_number(to_80["onecycle", norm]) for norm in COMPARED]
     numbers += [min(norms), max(norms), get_number(to_80["onecycle", "he"])]
@@ -401,7 +401,9 @@ def test_what_it_costs_to_do_without_is_what_is_said(evidence):
     low = [muon[norm] - muon.none for norm in COMPARED]
     said = "it ends {:.1f}, {:.1f} and {:.1f} points below `bn`, `gn` and `ln` without"
     assert said.format(*low) in FINDINGS
-    said = f"ends {min(low):.1f} to {max(low):.1f} points lower without one, and no difference is"
+    said = (
+        f"ends {min(low):.1f} to {max(low):.1f} points below them with `muon`, and no difference is"
+    )
     assert said in TEXT
     bn, gn, ln = (sgd[norm] - sgd.he for norm in COMPARED)
     said = f"end {bn:.1f} points below `bn`, {-gn:.1f} above `gn` and {ln:.1f} below `ln`, and"
@@ -513,15 +515,16 @@ def test_the_scales_are_those_of_the_runs():
     assert float(before["he"]) < 10
     spread = {row[0].strip("`"): float(row[2].split(" ")[0]) for row in get_rows(LAB, "scales")}
     least, *_, most = sorted(spread[norm] for norm in COMPARED)
-    assert f"and a normalization {least:.1f}- to {most:.1f}-fold. After" in TEXT
+    assert f"a normalization {least:.1f}- to {most:.1f}-fold. After" in TEXT
     factors = sorted(float(before[norm]) for norm in COMPARED)
     assert f"and {factors[0]:.1f}- to {factors[-1]:.1f}-fold with one" in TEXT
     assert all(1 / 3 < float(before[norm]) < 3 for norm in COMPARED)
     assert all(float(after["bn"]) < float(after[arm]) for arm in ("he", "gn", "ln"))
     assert f"channels {spread['he']:.1f}-fold apart (90th percentile by 10th)" in TEXT
-    assert f"After 4 epochs that is {float(after['he']):.1f}-fold" in TEXT
+    said = f"After 4 epochs they are {float(after['he']):.1f}-fold apart with He's weights, and"
+    assert said in TEXT
     ends = sorted(float(after[norm]) for norm in COMPARED)
-    assert f"-fold, and {ends[0]:.1f}- to {ends[-1]:.1f}-fold with a normalization" in TEXT
+    assert f"{said} {ends[0]:.1f}- to {ends[-1]:.1f}-fold with a normalization" in TEXT
     finals = {CLAIMED["scales-0.05", "none", seed]["history"]["test_acc"][-1] for seed in (1, 2, 3)}
     assert finals == {10.0}, "the page says so"
 
