@@ -724,7 +724,7 @@ def test_the_training_loss_of_bn_is_higher_by_its_batches_statistics(cifar10_roo
             losses.append(statistics.mean(torch.nn.NLLLoss()(*pair).item() for pair in outputs))
     higher = 0.015
     assert losses[1] - losses[0] == pytest.approx(higher, abs=0.005), "two standard errors"
-    assert f"makes it some {higher} higher than in evaluation" in LAB_TEXT
+    assert f"makes its training loss some {higher} higher; those" in LAB_TEXT
     slopes = [
         (history["test_acc"][-1] - history["test_acc"][-4])
         / (history["train_loss"][-4] - history["train_loss"][-1])
