@@ -95,12 +95,14 @@ def format_differences(
         for p in parts
     ]
     shown = [p < 0.05 for p in holm([p for *_, p in tests])]
-    cells = [
-        (f"**{mean:+.2f}**" if bold else f"{mean:+.2f}")
-        + ("" if math.isnan(low) else f" ({low:+.2f} to {high:+.2f})")
-        for (mean, low, high, _), bold in zip(tests, shown, strict=True)
-    ]
-    cells = ["–" if cell == "+nan" else cell for cell in cells]
+    cells = [_format(*test[:3], bold) for test, bold in zip(tests, shown, strict=True)]
     rows = [cells[i : i + len(parts)] for i in range(0, len(cells), len(parts))]
     index = pd.MultiIndex.from_tuples(pairs, names=names)
     return make_markdown(pd.DataFrame(rows, index, list(parts.values())))
+
+
+def _format(mean: float, low: float, high: float, bold: bool) -> str:
+    if math.isnan(mean):
+        return "–"
+    interval = "" if math.isnan(low) else f" ({low:+.2f} to {high:+.2f})"
+    return (f"**{mean:+.2f}**" if bold else f"{mean:+.2f}") + interval
