@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent
 # pyproject.toml does this, too, but is not read where pytest was started in a folder above.
-sys.path[:0] = [str(ROOT / folder) for folder in (".", "experiments", "tests")]
+sys.path[:0] = [str(ROOT / folder) for folder in (".", "tests")]
 
 from cifar10 import get_root  # noqa: E402
 

@@ -1,6 +1,6 @@
 """Measure a training step of the notebooks beside a textbook loop and beside the network alone.
 
-    python experiments/benchmark.py
+    python -m experiments.benchmark
 
 It needs no CIFAR-10: the images are drawn at random, which takes a step as long. Each way of
 training has a process of its own and waits while the others are measured; all take turns, so that a
@@ -26,9 +26,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision import transforms
 from tqdm import tqdm
 
-import records
 import utils
 from cifar10 import MEAN, STD, Data
+from experiments import results as records
 from models import Session8Net
 from runs import get_environment
 

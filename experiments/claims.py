@@ -1,6 +1,6 @@
 """Measure what a normalization is said to do, each claim by itself.
 
-    python experiments/claims.py rates --seeds 1 2 3
+    python -m experiments.claims rates --seeds 1 2 3
 
 Arms are the norms and "he", which is "none" with He's first weights. Every run is a process with
 one thread and has a JSON in results/claims/; a run that has one is skipped, and one that was cut
@@ -23,12 +23,12 @@ from torch.func import functional_call
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import TensorDataset
 
-import records
-import tune
 import utils
 from cifar10 import Data
-from records import ROOT
-from replicate import Prefixed, get_runs, parse_count, parse_seed, run_left
+from experiments import results as records
+from experiments import tune
+from experiments.replicate import Prefixed, get_runs, parse_count, parse_seed, run_left
+from experiments.results import ROOT
 from runs import check_finite, describe, make_json, write_whole
 
 FOLDER = ROOT / "results" / "claims"

@@ -1,6 +1,6 @@
 """Show three normalizations side by side: curves, a table, and the images on which they disagree.
 
-    python experiments/compare.py --recipe muon --seed 1
+    python -m experiments.compare --recipe muon --seed 1
 
 It takes the results and weights that the three notebooks left in results/; the variables RECIPE,
 SEED and PRECISION choose them as they do for the notebooks. CIFAR-10 is read from the folder
@@ -17,11 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch.utils.data import TensorDataset
 
-import records
 import utils
 from cifar10 import CIFAR
-from records import COMPARED, NAMES, ROOT
-from replicate import expand, parse_seed
+from experiments import results as records
+from experiments.replicate import expand, parse_seed
+from experiments.results import COMPARED, NAMES, ROOT
 
 COLUMNS = 6  # images on which one normalization alone is right
 

@@ -1,7 +1,7 @@
 """Statistics over the runs in results/: renew both pages' tables and figures from them.
 
     pip install -r experiments/requirements.txt
-    python experiments/evidence.py
+    python -m experiments.evidence
 
 It needs CIFAR-10 in the folder CIFAR10_ROOT (default: data/ of the repository).
 """
@@ -18,18 +18,17 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-import internals
-import reasons
-import records
 import utils
 from cifar10 import Data
-from claims import ARMS, CLAIMS
-from claims import is_done as is_claimed
-from compare import draw as draw_comparison
-from compare import predict
-from intervals import format_differences, get_half_width, make_markdown, mcnemar
+from experiments import internals, reasons
+from experiments import results as records
+from experiments.claims import ARMS, CLAIMS
+from experiments.claims import is_done as is_claimed
+from experiments.compare import draw as draw_comparison
+from experiments.compare import predict
+from experiments.intervals import format_differences, get_half_width, make_markdown, mcnemar
+from experiments.results import COMPARED, NAMES, RECIPES, ROOT, SEEDS, SHOWN, Results
 from models import Session8Net, get_norm
-from records import COMPARED, NAMES, RECIPES, ROOT, SEEDS, SHOWN, Results
 from runs import write_whole
 
 PUBLISHED = {"bn": 78.86, "gn": 77.88, "ln": 76.94}  # test accuracy (%)

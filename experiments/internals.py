@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-import records
-from claims import WATCHED
-from intervals import format_differences, format_mean, make_markdown
-from reasons import LABELS, STYLES, get_arms
-from records import SEEDS
+from experiments import results as records
+from experiments.claims import WATCHED
+from experiments.intervals import format_differences, format_mean, make_markdown
+from experiments.reasons import LABELS, STYLES, get_arms
+from experiments.results import SEEDS
 
 # --- Features on one scale -----------------------------------------------------------------------
 

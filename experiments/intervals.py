@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from scipy import stats
 
-from records import NAMES
+from experiments.results import NAMES
 
 PARTS = {"train": "train", "test": "test", "gap": "train minus test"}
 

@@ -9,11 +9,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-import records
 import utils
-from claims import ARMS
-from intervals import format_differences, format_mean, make_markdown
-from records import COMPARED, NAMES, SEEDS
+from experiments import results as records
+from experiments.claims import ARMS
+from experiments.intervals import format_differences, format_mean, make_markdown
+from experiments.results import COMPARED, NAMES, SEEDS
 
 CHANCE, TRAINS = 10.0, 20.0  # % right by guessing, and above which a network has learned something
 WITHIN = 2.0  # points below its best at which an arm still counts as good

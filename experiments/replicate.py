@@ -1,6 +1,6 @@
 """Run the notebooks themselves, for every combination of norms, recipes and seeds.
 
-    python experiments/replicate.py --norms bn gn ln --recipes onecycle --seeds 1 2 3 4 5
+    python -m experiments.replicate --norms bn gn ln --recipes onecycle --seeds 1 2 3 4 5
 
 Each run is one notebook from top to bottom in a process of its own. A run whose result is in
 results/ is skipped, and one that was cut off goes on after its last whole epoch: to continue,
@@ -25,10 +25,10 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-import records
 import utils
+from experiments import results as records
+from experiments.results import COMPARED, NAMES, ROOT, SEEDS
 from models import NORMS
-from records import COMPARED, NAMES, ROOT, SEEDS
 
 
 def read_notebook(norm: str) -> nbformat.NotebookNode:

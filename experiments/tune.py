@@ -1,6 +1,6 @@
 """Compare hyperparameters on images held out of the training set; the test set plays no part.
 
-    python experiments/tune.py --trials muon muon-lr-0.02 --norms bn gn ln
+    python -m experiments.tune --trials muon muon-lr-0.02 --norms bn gn ln
 
 Each trial trains each network on 45,000 of the training images, in one process with one thread,
 and judges it by the other 5,000 at the end of the last epoch. The JSON goes to results/tuning/; a
@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from torch.utils.data import TensorDataset
 
-import records
 import utils
 from cifar10 import Data
-from records import ROOT
-from replicate import Prefixed, add_options, get_runs, run_left
+from experiments import results as records
+from experiments.replicate import Prefixed, add_options, get_runs, run_left
+from experiments.results import ROOT
 from runs import describe, make_json, write_whole
 
 HELD_OUT = 5_000  # images

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-import benchmark
-import records
+from experiments import benchmark
+from experiments import results as records
 
 
 @pytest.mark.parametrize("kind", benchmark.KINDS)

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-import claims
 import utils
 from cifar10 import draw_gratings
 from common import draw_images
+from experiments import claims
 from models import Session8Net
 
 

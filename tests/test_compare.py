@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-import compare
-import records
 from common import draw_images, make_run
+from experiments import compare
+from experiments import results as records
 
 LABELS = torch.tensor([0, 1, 2, 3, 4])
 PREDICTED = {"bn": [0, 1, 2, 9, 9], "gn": [0, 9, 9, 9, 4], "ln": [0, 9, 9, 3, 4]}  # classes

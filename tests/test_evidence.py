@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -13,10 +11,9 @@ need_packages()
 
 import pandas as pd  # noqa: E402
 
-import claims  # noqa: E402
-import evidence  # noqa: E402
-import records  # noqa: E402
-from records import COMPARED  # noqa: E402
+from experiments import claims, evidence  # noqa: E402
+from experiments import results as records  # noqa: E402
+from experiments.results import COMPARED  # noqa: E402
 
 IGNORED = shutil.ignore_patterns("claims", "tuning", "*.pt")
 TEST = {"bn": [80.0, 81.0, 82.0], "gn": [79.0, 81.0, 80.0], "ln": [70.0, 70.5, 70.0]}  # %
@@ -181,21 +178,3 @@ def test_a_table_takes_the_place_of_the_one_between_its_markers():
     assert evidence.renew(page, {"one": "new"}) == page.replace("old", "new")
     with pytest.raises(ValueError, match="0 places marked <!-- two -->"):
         evidence.renew(page, {"two": "text"})
-
-
-def test_a_page_and_results_are_utf8_whatever_the_locale_says(tmp_path):
-    """On Windows the default is cp1252: whoever opens a text must name its encoding."""
-    page = tmp_path / "page.md"
-    page.write_bytes("5° – é\n<!-- one -->\n<!-- /one -->\n".encode())
-    code = f"""if True:
-        import pathlib, warnings, evidence, records, replicate
-        warnings.simplefilter("error", EncodingWarning)
-        page = pathlib.Path({str(page)!r})
-        page.write_bytes(evidence.renew_page(page, {{"one": "±"}}))
-        records.load_results(records.ROOT / "results" / "float32")
-        replicate.read_notebook("none")
-    """
-    command = [sys.executable, "-X", "warn_default_encoding", "-c", code]
-    done = subprocess.run(command, cwd=ROOT / "experiments", capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
-    assert page.read_bytes().decode() == "5° – é\n<!-- one -->\n\n±\n\n<!-- /one -->\n"

@@ -8,13 +8,12 @@ from itertools import combinations
 import pytest
 import torch
 
-import claims
-import records
-import tune
 import utils
 from cifar10 import load_cifar10
 from common import CPU, OUR_NORMS, PAGES, ROOT, get_rows, need_packages, skip_if_changed
-from records import COMPARED, RECIPES, SEEDS, SHOWN
+from experiments import claims, tune
+from experiments import results as records
+from experiments.results import COMPARED, RECIPES, SEEDS, SHOWN
 from runs import get_environment
 
 README, LAB = PAGES.values()
@@ -72,7 +71,7 @@ def test_a_page_is_held_to_results_only_where_git_can_tell_that_they_are_committ
 @pytest.fixture
 def evidence():
     need_packages()
-    import evidence
+    from experiments import evidence
 
     return evidence
 
@@ -450,7 +449,7 @@ def test_the_norms_and_doing_without_are_compared_at_equal_training_loss(evidenc
 
 
 def test_the_batches_are_those_of_the_runs(evidence):
-    import intervals
+    from experiments import intervals
 
     frame = evidence.reasons.make_batch_frame(CLAIMED)
     assert "After 5 epochs, three seeds," in LAB_TEXT

@@ -8,7 +8,7 @@ from common import need_packages, read_table
 
 need_packages()
 
-import internals  # noqa: E402
+from experiments import internals  # noqa: E402
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ need_packages()
 import pandas as pd  # noqa: E402
 from scipy import stats  # noqa: E402
 
-import intervals  # noqa: E402
+from experiments import intervals  # noqa: E402
 
 
 def test_the_interval_is_students():

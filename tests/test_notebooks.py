@@ -10,9 +10,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-import records
 import utils
 from common import NOTEBOOKS, ROOT, skip_if_changed
+from experiments import results as records
 
 MODULES = ["models.py", "cifar10.py", "runs.py", "utils.py"]
 notebooks = pytest.mark.parametrize("norm", NOTEBOOKS)

@@ -8,13 +8,9 @@ import subprocess
 import pytest
 import torch
 
-import benchmark
-import claims
-import compare
-import replicate
-import tune
 import utils
 from common import NOTEBOOKS, PAGES, ROOT, get_rows
+from experiments import benchmark, claims, compare, replicate, tune
 from models import Session8Net
 
 README, LAB = PAGES.values()
@@ -77,8 +73,10 @@ def test_the_commands_are_there_and_ci_runs_the_one_for_the_tests():
 
 def test_the_experiments_take_the_options_that_are_shown(monkeypatch):
     monkeypatch.delenv("RECIPE")
-    shown = re.findall(r"\.venv/bin/python experiments/(\w+)\.py(.*)", "\n".join(COMMANDS))
-    parsers = {m.__name__: m.parse for m in (replicate, tune, claims, compare, benchmark)}
+    shown = re.findall(r"\.venv/bin/python -m experiments\.(\w+)(.*)", "\n".join(COMMANDS))
+    parsers = {
+        m.__name__.split(".")[1]: m.parse for m in (replicate, tune, claims, compare, benchmark)
+    }
     for name, options in shown:
         assert (ROOT / "experiments" / f"{name}.py").is_file()
         if name in parsers and "$" not in options:
@@ -102,7 +100,7 @@ def test_the_scheduler_gets_all_runs_one_a_job(tmp_path):
         ["sh", "-c", command], env={"PATH": path}, capture_output=True, text=True, check=True
     ).stdout.splitlines()
     assert all(job.startswith("float32 ") for job in jobs)
-    runs = [replicate.parse(job.split("replicate.py ")[1].split()) for job in jobs]
+    runs = [replicate.parse(job.split("replicate ")[1].split()) for job in jobs]
     assert all(len(run.norms) == len(run.recipes) == len(run.seeds) == 1 for run in runs)
     assert "--array=1-5 --wrap " in command
     assert len({(*run.norms, *run.recipes, *run.seeds) for run in runs}) == 60

@@ -9,7 +9,7 @@ from common import need_packages, read_table
 
 need_packages()
 
-import reasons  # noqa: E402
+from experiments import reasons  # noqa: E402
 
 NORMS = ("bn", "gn", "ln")
 

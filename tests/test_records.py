@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 import pytest
 
-import records
 from common import ROOT, make_run
+from experiments import results as records
 
 
 def write(folder, run, name=None, **changes):

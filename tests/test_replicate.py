@@ -16,8 +16,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-import replicate
 from common import NOTEBOOKS, ROOT, make_run
+from experiments import replicate
 
 
 @pytest.fixture
@@ -31,9 +31,9 @@ def repository(tmp_path):
 
 
 def test_two_seeds_run_at_a_time_each_as_its_own_notebook(repository, tmp_path):
-    command = [sys.executable, repository / "experiments" / "replicate.py", "--norms", "ln"]
+    command = [sys.executable, "-m", "experiments.replicate", "--norms", "ln"]
     command += ["--recipes", "smoke", "--seeds", "2", "3", "--processes", "2", "--keep", tmp_path]
-    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    said = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
     assert said.stdout.startswith("0 of 2 runs are in results/ already.")
     assert re.search(
         r"^smoke-ln-seed\d is done, .* \[1 of 2, about \d+ minutes left\]$", said.stdout, re.M
@@ -93,11 +93,11 @@ def test_an_interrupt_ends_the_jobs_and_begins_no_other(to):
     job = "import os, pathlib, time; pathlib.Path('begun').write_text(str(os.getpid()))"
     job += "; time.sleep(300)"
     code = (
-        "import replicate, signal\n"
+        "from experiments import replicate; import signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & ignores it
         f"replicate.run_all(exec, dict.fromkeys('abc', ({job!r},)), 1, 1)"
     )
-    options = {"env": os.environ | {"PYTHONPATH": str(ROOT / "experiments")}, "text": True}
+    options = {"env": os.environ | {"PYTHONPATH": str(ROOT)}, "text": True}
     command = [sys.executable, "-c", code]
     parent = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, **options)
     try:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-import records
-import tune
 import utils
 from cifar10 import Data, draw_gratings
 from common import make_run
+from experiments import results as records
+from experiments import tune
 
 
 def test_the_held_out_images_are_training_images_that_are_not_trained_on():

@@ -6,16 +6,14 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import torch
+
+import utils
+from cifar10 import CIFAR, Data, get_root, load_cifar10
+from models import Session8Net
+from runs import PRECISIONS, Progress, is_same_recipe
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # for the modules of the notebooks: import this one before them
-
-import torch  # noqa: E402
-
-import utils  # noqa: E402
-from cifar10 import CIFAR, Data, get_root, load_cifar10  # noqa: E402
-from models import Session8Net  # noqa: E402
-from runs import PRECISIONS, Progress, is_same_recipe  # noqa: E402
-
 NAMES = {"bn": "Batch", "gn": "Group", "ln": "Layer", "none": "No"}  # ... normalization
 COMPARED = ("bn", "gn", "ln")  # those that are compared; each has a notebook
 SEEDS = (1, 2, 3, 4, 5)  # those of the pages; a run of another one changes no page
