@@ -1,4 +1,4 @@
-"""What keeps a run: its identity, its progress, its checkpoint and its result."""
+"""A run: its recipe, what it is known by, its checkpoint, and what its result says."""
 
 import contextlib
 import functools
@@ -9,16 +9,117 @@ import platform
 import re
 import subprocess
 import sys
-import time
 import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
+from torch.utils._pytree import tree_leaves
+
+from cifar10 import CIFAR, GRATINGS
+
+# --- The recipe ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every hyperparameter of a run; the defaults are those of `onecycle`.
+
+    Raises ValueError, naming the field, for an unknown choice and for a number that is out of range
+    or nan.
+    """
+
+    name: str
+    data: str = CIFAR  # or GRATINGS
+    epochs: int = 20  # as published
+    batch_size: int = 128  # images
+    optimizer: str = "sgd"  # or "muon"
+    lr: float = 0.05  # onecycle: the highest
+    affine_lr: float = 0.05  # muon: that of the scales and shifts, which SGD trains
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4  # sgd: on all parameters; muon: on the convolutions, decoupled
+    scheduler: str = "onecycle"  # or "step"
+    warmup: float = 0.2  # onecycle: share of the steps in which the rate rises to `lr`
+    start_factor: float = 0.1  # onecycle: the first step's learning rate, as a share of `lr`
+    step_epochs: int = 6  # step: epochs between two drops of the learning rate
+    step_factor: float = 0.1  # step: what a drop multiplies it by
+    loss: str = "nll"  # negative log likelihood
+    groups: int = 4  # of group normalization
+    dropout: float = 0.0  # probability
+    crop: int = 2  # pixels by which an image is shifted at most, in both directions
+    rotation: float = 0.0  # degrees by which an image is turned at most, either way
+    resize: float = 0.0  # share by which an image is enlarged or made smaller at most
+    flip: float = 0.5  # probability of a horizontal flip
+
+    def __post_init__(self):
+        if not re.fullmatch(r"\w[\w.+-]{,99}", str(self.name), re.ASCII):
+            raise ValueError(f"name is {self.name!r}, but must be fit for the name of a file")
+        for field in fields(self)[1:]:
+            value = getattr(self, field.name)
+            if field.type is str:
+                check_choice(field.name, value, _KNOWN[field.name])
+            elif not _LOWEST.get(field.name, 0) <= value <= _HIGHEST.get(field.name, 2**31):
+                low, high = _LOWEST.get(field.name, 0), _HIGHEST.get(field.name, "2^31")
+                raise ValueError(f"{field.name} is {value!r}, but must be from {low} to {high}")
+
+
+_KNOWN = {
+    "data": (CIFAR, GRATINGS),
+    "optimizer": ("sgd", "muon"),
+    "scheduler": ("onecycle", "step"),
+    "loss": ("nll",),
+}
+_LOWEST = {"epochs": 1}
+_HIGHEST = {  # which PyTorch would take without a word, and train nothing or something else
+    **dict.fromkeys(("momentum", "warmup", "start_factor", "flip"), 1),
+    "crop": 31,  # a reflection is shorter than the image
+    "resize": 0.99,
+}
+
+
+def check_choice(name: str, value: str, known: Iterable[str]) -> None:
+    """Raise ValueError, listing the known values, unless `value` is one of them."""
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, known))}")
+
+
+_MUON = Recipe("muon", optimizer="muon", lr=0.03, momentum=0.95, weight_decay=0.05, warmup=0.1)
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        _MUON,  # the notebooks' default
+        replace(_MUON, name="quick", epochs=4, lr=0.05),
+        Recipe("onecycle"),
+        Recipe(
+            "reference",  # the published experiment's, to the letter
+            lr=0.04,
+            nesterov=False,
+            weight_decay=0.0,
+            scheduler="step",
+            dropout=0.05,
+            crop=0,
+            flip=0.1,
+        ),
+        # Proves in seconds that everything runs. No flip: it would turn 18 degrees into 162.
+        Recipe("smoke", data=GRATINGS, epochs=3, batch_size=32, lr=0.01, flip=0.0),
+    )
+}
+
+
+def get_recipe(name: str | Recipe) -> Recipe:
+    """Return the recipe of that name, or the recipe itself.
+
+    Raises ValueError, listing the known ones, for another name.
+    """
+    if isinstance(name, Recipe):
+        return name
+    check_choice("RECIPE", str(name).strip(), RECIPES)
+    return RECIPES[str(name).strip()]
+
 
 # --- Identity ------------------------------------------------------------------------------------
 
@@ -27,26 +128,23 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Run:
-    """What makes a run the run that it is: recipe, normalization, seed and precision.
+    """What a run is known by. `norm` is one of models.NORMS, or "he" for He initialization.
 
-    `recipe` is a dataclass with a `name`, and the `data` that it is for. Raises ValueError,
-    naming the field, for a value that can't be meant.
+    Raises ValueError, naming the field, for a norm that is unfit for the name of a file, an unknown
+    precision, and a seed that `get_seed` refuses.
     """
 
-    recipe: Any
+    recipe: Recipe
     norm: str
     seed: int
     precision: str
 
     def __post_init__(self):
-        if not (isinstance(self.norm, str) and re.fullmatch(r"[a-z0-9]+", self.norm)):
+        if not re.fullmatch(r"[a-z0-9]+", str(self.norm)):
             raise ValueError(f"norm is {self.norm!r}, but must be small letters and digits")
-        if self.precision not in PRECISIONS:
-            known = " or ".join(map(repr, PRECISIONS))
-            raise ValueError(f"precision is {self.precision!r}, but must be {known}")
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+        check_choice("precision", self.precision, PRECISIONS)
+        if get_seed(self.seed) != self.seed:
             raise ValueError(f"seed is {self.seed!r}, but must be a whole number")
-        get_seed(self.seed)
 
     @property
     def name(self) -> str:
@@ -84,113 +182,111 @@ def get_device_name(device: torch.device) -> str:
     return capabilities.get("cpu_name") or platform.machine()
 
 
-def get_environment(device: torch.device, precision: str) -> dict[str, str | int]:
+def get_environment(device: torch.device, precision: str) -> dict[str, str | int | bool]:
     """Return what the digits of a run depend on besides recipe, norm and seed."""
     return {
         "torch": str(torch.__version__),
         "device": get_device_name(device),
         "precision": precision,
         "threads": torch.get_num_threads(),
+        **get_code(),
     }
 
 
-@functools.cache  # so that it is the code as it was when it was first asked for
+@functools.cache  # the code as it was when it was first asked for
 def get_code() -> dict[str, str | bool]:
-    """Return the git commit of the code, and whether its .py files are as committed.
+    """Return the git commit of the code, and whether all but results is as committed.
 
-    It is empty where git can't tell.
+    It is empty for code that is in no repository of its own, and where there is no git.
     """
-    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    root = Path(__file__).resolve().parent
+    if not (root / ".git").exists():
+        return {}
+
+    def ask(*what: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *what], capture_output=True, check=True)
+        return done.stdout.decode().strip()
+
     try:
-        # The first fails where another repository, which does not know this file, is around it.
-        _, commit, changed = (
-            subprocess.run([*git, *what], capture_output=True, check=True).stdout.decode().strip()
-            for what in (
-                ["ls-files", "--error-unmatch", Path(__file__).name],
-                ["rev-parse", "HEAD"],
-                ["status", "--porcelain", "--", "*.py"],
-            )
-        )
+        changes = ask("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+        return {"commit": ask("rev-parse", "HEAD"), "clean": not changes}
     except (OSError, subprocess.CalledProcessError):
         return {}
-    return {"commit": commit, "clean": not changed}
 
 
-# --- Progress ------------------------------------------------------------------------------------
+def describe(run: Run, data: Any, device: torch.device) -> dict[str, Any]:
+    """Return what every result says of its run, its data and what the digits depend on."""
+    sizes = {"train_size": len(data.train), "test_size": len(data.test)}
+    return {
+        "recipe": asdict(run.recipe),
+        "norm": run.norm,
+        "seed": run.seed,
+        "data": {"name": run.recipe.data, **sizes},
+        "environment": get_environment(device, run.precision),
+    }
 
 
-class Progress(tqdm):
-    """A progress bar under lines of text, as one output that a notebook updates in place.
+def describe_parts(
+    model: nn.Module,
+    train_loader: Any,
+    test_loader: Any,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    criterion: nn.Module,
+) -> dict[str, Any]:
+    """Return what trains, as JSON has it: it need not be what the recipe says.
 
-    What a notebook saves is the last state: the lines alone. (A bar that is printed leaves each of
-    its states in the file.) The same lines are printed: a script's to its standard output, a
-    notebook's to the terminal in which its kernel was started; there is a bar if that is a
-    terminal, and there are plain lines alone if it is not.
+    The learning rate of the moment and all other state is left out.
     """
-
-    def __init__(self, desc: str, **options):
-        self.lines, self.output, self.stream = [], None, sys.stdout
-        if "IPython" in sys.modules and hasattr(sys.modules["IPython"].get_ipython(), "kernel"):
-            from IPython.display import display
-
-            self.output = display({"text/plain": desc}, raw=True, display_id=True)
-            self.stream = _find_terminal()
-        terminal = self.stream if self.stream.isatty() else io.StringIO()
-        # disable=False: the lines are the record of a run, whatever TQDM_DISABLE says of bars.
-        super().__init__(file=terminal, leave=False, mininterval=0.5, disable=False, **options)
-        self.add_line(desc)
-
-    def add_line(self, line: str) -> None:
-        self.lines.append(line)
-        with contextlib.suppress(OSError), self.external_write_mode(file=self.stream):
-            print(line, file=self.stream, flush=True)
-        self.refresh()
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            super().close()
-
-    def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Show the lines and the bar; tqdm calls this, with an empty `msg` at the end."""
-        with contextlib.suppress(OSError):  # the terminal was closed
-            super().display(msg, pos)
-        text = "\n".join([*self.lines, str(self) if msg is None else msg])
-        if self.output is not None:
-            self.output.update({"text/plain": text.rstrip("\n")}, raw=True)
+    groups = [
+        {"size": len(group["params"])} | {k: v for k, v in group.items() if k not in _MOVING}
+        for group in optimizer.param_groups
+    ]
+    schedule = {
+        name: value
+        for name, value in scheduler.state_dict().items()
+        if isinstance(value, int | float) and name[0] != "_" and name not in _MOVING
+    }
+    parts = {
+        "network": str(model),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "optimizer": {"class": type(optimizer).__name__, "groups": groups},
+        "scheduler": {"class": type(scheduler).__name__, **schedule},
+        "loss": str(criterion),
+        "train_loader": str(train_loader),
+        "test_loader": str(test_loader),
+    }
+    return json.loads(json.dumps(parts, default=str))
 
 
-def _find_terminal() -> TextIO:
-    """Return the standard error that a kernel was started with, or a stream that goes nowhere."""
-    for stream in (sys.stderr, sys.__stderr__):  # a kernel's own gives the number of the old one
-        with contextlib.suppress(AttributeError, OSError, ValueError):
-            return open(stream.fileno(), "w", encoding="utf-8", errors="replace", closefd=False)
-    return io.StringIO()
+_MOVING = ("params", "lr", "last_epoch")
+
+
+def say(line: str) -> None:
+    """Print a line; from a notebook also in the terminal in which its kernel was started."""
+    print(line, flush=True)
+    if "ipykernel" in sys.modules:
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # there may be none
+            os.write(sys.stderr.fileno(), f"{line}\n".encode())  # a kernel's own keeps the old one
 
 
 # --- Checkpoint ----------------------------------------------------------------------------------
 
 
 class Checkpoint:
-    """The whole state of a run after its last finished epoch, in one file of `folder`."""
+    """The whole state of a run after its last finished epoch, in one file of `folder`.
 
-    def __init__(
-        self,
-        run: Run,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        scheduler: torch.optim.lr_scheduler.LRScheduler,
-        folder: str | Path,
-        steps: int,
-    ):
-        """Take the run, its parts, and the number of steps in an epoch."""
+    `parts` are those that `describe_parts` takes.
+    """
+
+    def __init__(self, run: Run, parts: tuple, folder: str | Path):
+        model, _, _, optimizer, scheduler, _ = parts
         self.path = run.get_path(folder, ".pt")
         self.parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
         self.device = next(model.parameters()).device
         # Only a run of which all of this is the same would end in the same digits.
         environment = get_environment(self.device, run.precision)
-        network = {"network": str(model), "steps": steps}
-        self.identity = {"format": 3, **asdict(run), "environment": environment, **network}
-        get_code()  # now: the files may change while the run lasts
+        self.identity = {**asdict(run), "environment": environment, **describe_parts(*parts)}
 
     def save(self, history: Mapping[str, list[float]]) -> None:
         """Put the state in the place of the last one, at once.
@@ -199,7 +295,7 @@ class Checkpoint:
         state that holds a number that is not finite.
         """
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        check_finite(**history, weights=state["model"], momentum=state["optimizer"])
+        check_finite(history=history, weights=state["model"], momentum=state["optimizer"])
         state |= {"identity": self.identity, "history": history, "cpu_rng": torch.get_rng_state()}
         if self.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
@@ -208,39 +304,33 @@ class Checkpoint:
     def load(self) -> dict[str, list[float]]:
         """Take up the saved state and return its history; {} if there is none.
 
-        Says in one line what it did. A checkpoint that is damaged or not of this run is not used,
-        and kept under another name.
+        Raises ValueError, naming the file and what is wrong, if it is damaged or of another run.
         """
         if not self.path.exists():
             return {}
-        state, problem = self._read()
-        if problem:
-            aside = self.path.with_name(f"{self.path.stem}-unused-{time.time_ns()}.pt")
-            self.path.rename(aside)
-            print(f"{self.path} {problem}. It is kept as {aside.name}; this run starts afresh.")
-            return {}
+        state = self._read()
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         torch.set_rng_state(state["cpu_rng"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-        done = len(next(iter(state["history"].values())))
-        print(f"Going on after epoch {done} from {self.path}; to start over, delete that file.")
+        done = len(state["history"]["lr"])
+        say(f"Going on after epoch {done} from {self.path}; to start over, delete that file.")
         return state["history"]
 
-    def _read(self) -> tuple[dict, str]:
-        """Return the file's state and what is wrong with it, if anything is."""
-        try:
+    def _read(self) -> dict[str, Any]:
+        problem = "is damaged"
+        with contextlib.suppress(Exception):  # a damaged file can raise anything
             with zipfile.ZipFile(self.path) as archive:
-                damaged = archive.testzip()  # torch.load does not look at the checksums
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception:  # a damaged file can raise anything
-            return {}, "can't be read"
-        if damaged:
-            return {}, "is damaged"
-        if not isinstance(state, dict) or state.get("identity") != self.identity:
-            return {}, "is of another recipe, norm, seed, precision, network, data or version"
-        return state, ""
+                whole = archive.testzip() is None  # torch.load does not look at the checksums
+            state = torch.load(self.path, map_location="cpu", weights_only=True) if whole else {}
+            theirs = state.get("identity", {})
+            if theirs == self.identity:
+                return state
+            if theirs:
+                other = [k for k, v in self.identity.items() if theirs.get(k) != v]
+                problem = f"was made with another {', '.join(other)}"
+        raise ValueError(f"{self.path} {problem}. Move or delete it, and run this again.")
 
 
 def check_finite(**kept: Any) -> None:
@@ -249,21 +339,12 @@ def check_finite(**kept: Any) -> None:
     Each is a number, a tensor, or any nest of them in mappings and sequences.
     """
     for name, nest in kept.items():
-        if not all(torch.as_tensor(number).isfinite().all() for number in _get_numbers(nest)):
+        numbers = [leaf for leaf in tree_leaves(nest) if isinstance(leaf, float | torch.Tensor)]
+        if not all(torch.as_tensor(number).isfinite().all() for number in numbers):
             raise FloatingPointError(
                 f"The run diverged: its {name} is not finite any more. What was kept before is "
                 "unchanged. Try a lower learning rate or a longer warm-up."
             )
-
-
-def _get_numbers(nest: Any) -> Iterator[float | torch.Tensor]:
-    if isinstance(nest, Mapping):
-        nest = list(nest.values())
-    if isinstance(nest, list | tuple):
-        for value in nest:
-            yield from _get_numbers(value)
-    elif isinstance(nest, float | torch.Tensor):
-        yield nest
 
 
 def write_whole(contents: Mapping[Path, bytes]) -> None:
@@ -284,9 +365,7 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
     except OSError as error:
         names = " and ".join(map(str, contents))
         raise OSError(
-            error.errno,
-            f"{names} could not be written ({error.strerror}). What was there is unchanged. Make "
-            "room and let the folder be written to, then run this again",
+            error.errno, f"{names} could not be written ({error.strerror}); what was there is kept"
         ) from None
     finally:
         for part in parts.values():
@@ -297,24 +376,12 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
 # --- Result --------------------------------------------------------------------------------------
 
 
-def describe(run: Run, data: Any, device: torch.device) -> dict[str, Any]:
-    """Return what every result says of its run, its data and what the digits depend on."""
-    sizes = {"train_size": len(data.train), "test_size": len(data.test)}
-    return {
-        "recipe": asdict(run.recipe),
-        "norm": run.norm,
-        "seed": run.seed,
-        "data": {"name": run.recipe.data, **sizes},
-        "environment": get_environment(device, run.precision) | get_code(),
-    }
-
-
-def is_same_recipe(theirs: Mapping[str, Any], recipe: Any) -> bool:
-    """Tell whether `theirs`, of a result, are the fields of the recipe.
+def is_same_recipe(theirs: Mapping[str, Any], recipe: Recipe) -> bool:
+    """Return whether `theirs`, of a result, are the fields of the recipe.
 
     A field that is newer than the result had no effect then, as it has none at its default.
     """
-    return asdict(type(recipe)(recipe.name)) | theirs == asdict(recipe)
+    return asdict(Recipe(recipe.name)) | theirs == asdict(recipe)
 
 
 def make_json(result: Mapping[str, Any]) -> bytes:
@@ -335,54 +402,52 @@ def make_pt(state: Mapping[str, Any]) -> bytes:
 def save_result(
     run: Run,
     data: Any,
-    model: nn.Module,
+    parts: tuple,
+    meant: tuple,
     history: Mapping[str, list[float]],
     clean_train_acc: float,
     prediction: torch.Tensor,
-    folder: str | Path = "results",
+    folder: str | Path = "runs",
     checkpoints: str | Path = "checkpoints",
 ) -> str:
     """Write the run's JSON and its weights to `folder`, and return a sentence that says so.
 
-    `clean_train_acc` is the final accuracy (%) on the training images without augmentation,
-    `prediction` the final log-probabilities (N, 10) of the test set. A run on stand-in data writes
-    nothing, nor does one over a result of other hyperparameters or other data. Each file appears
-    whole or not at all, the weights first; raises OSError if they can't, and FloatingPointError for
-    what is not finite. A finished run's checkpoint is removed.
+    `parts` are those that trained, `meant` those that the recipe makes. `clean_train_acc` is the
+    accuracy (%) on all training images in evaluation mode, `prediction` the log-probabilities
+    (N, 10) of the test set, both final. Nothing is written for stand-in data, and for parts, epochs
+    or data that are not the recipe's. Both files appear whole or not at all; raises OSError if they
+    can't, and FloatingPointError for what is not finite. A finished run's checkpoint is removed.
     """
-    path = run.get_path(folder, ".json")
+    trained = describe_parts(*parts)
     if data.stand_in:
         said = f"Nothing was written: this run was on {run.recipe.data}."
-    elif other := _find_difference(path, describe(run, data, prediction.device), run.recipe):
-        return (
-            f"Nothing was written: {path} is there, of other {other}. Move it away and run this "
-            "again: the checkpoint is kept, so nothing is trained twice."
+    elif other := _find_difference(run, trained, describe_parts(*meant), history):
+        said = (
+            f"Nothing was written: this run's {', '.join(other)} is not what recipe "
+            f"{run.recipe.name!r} says, and its result would stand under that name. Change the "
+            "recipe, or add one, and run the notebook again."
         )
     else:
-        weights, state = path.with_suffix(".pt"), model.state_dict()
+        path, weights = run.get_path(folder, ".json"), run.get_path(folder, ".pt")
+        state = parts[0].state_dict()
         check_finite(
             **history, accuracy=clean_train_acc, weights=state, **{"test prediction": prediction}
         )
         result = {
             **describe(run, data, prediction.device),
-            "parameters": sum(p.numel() for p in model.parameters()),
+            **trained,
             "history": history,
             "clean_train_acc": clean_train_acc,
             "test_predictions": "".join(map(str, prediction.argmax(dim=1).tolist())),
         }
         write_whole({weights: make_pt(state), path: make_json(result)})
-        said = f"Written: {path} and {weights.name}, the weights."
+        said = f"Written: {path.as_posix()} and {weights.name}, the weights."
     run.get_path(checkpoints, ".pt").unlink(missing_ok=True)
     return said
 
 
-def _find_difference(path: Path, ours: Mapping[str, Any], recipe: Any) -> str:
-    """Return what a result at `path` is of, that ours is not; "" if it is the same or none."""
-    try:
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        same, data = is_same_recipe(dict(theirs["recipe"]), recipe), theirs["data"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return ""
-    if not same:
-        return "hyperparameters"
-    return "data" if data != ours["data"] else ""
+def _find_difference(
+    run: Run, trained: Mapping[str, Any], meant: Mapping[str, Any], history: Mapping[str, list]
+) -> list[str]:
+    other = [name for name in meant if trained[name] != meant[name]]
+    return other + ["epochs"] * (len(history["lr"]) != run.recipe.epochs)

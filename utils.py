@@ -1,12 +1,11 @@
-"""What the notebooks' cells call, in the order of a run: recipe, device, data, training, plots."""
+"""What the notebooks' cells call, in the order of a run: device, data, training, plots."""
 
 import contextlib
 import ctypes
 import math
-import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,151 +16,14 @@ from torch.utils.data import TensorDataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as v2_functional
 
+import runs
 from cifar10 import CIFAR, GRATINGS, MEAN, STD, Data, draw_gratings, load_cifar10
-from models import Session8Net
-from runs import PRECISIONS, Checkpoint, Progress, Run
-from runs import get_device_name as get_device_name  # these three for the notebooks
+from models import Session8Net, initialize_he
+from runs import PRECISIONS, Checkpoint, Recipe, Run, check_choice, say
+from runs import RECIPES as RECIPES  # these four for the notebooks
+from runs import get_device_name as get_device_name
+from runs import get_recipe as get_recipe
 from runs import get_seed as get_seed
-from runs import save_result as save_result
-
-# --- The recipe ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Every hyperparameter of a run; the defaults are those of `onecycle`.
-
-    Raises ValueError, naming the field, for a value that can't be meant or would have no effect.
-    """
-
-    name: str
-    data: str = CIFAR  # or GRATINGS
-    epochs: int = 20  # as published
-    batch_size: int = 128  # images
-    optimizer: str = "sgd"  # or "muon"
-    lr: float = 0.05  # onecycle: the highest
-    affine_lr: float = 0.05  # muon: that of the scales and shifts, which SGD trains
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 5e-4  # sgd: on all parameters; muon: on the convolutions, decoupled
-    scheduler: str = "onecycle"  # or "step"
-    warmup: float = 0.2  # onecycle: share of the steps in which the rate rises to `lr`
-    start_factor: float = 0.1  # onecycle: the first step's learning rate, as a share of `lr`
-    step_epochs: int = 6  # step: epochs between two drops of the learning rate
-    step_factor: float = 0.1  # step: what a drop multiplies it by
-    loss: str = "nll"  # negative log likelihood
-    groups: int = 4  # of group normalization
-    dropout: float = 0.0  # probability
-    crop: int = 2  # pixels by which an image is shifted at most, in both directions
-    rotation: float = 0.0  # degrees by which an image is turned at most, either way
-    resize: float = 0.0  # share by which an image is enlarged or made smaller at most
-    flip: float = 0.5  # probability of a horizontal flip
-
-    def __post_init__(self):
-        for field in fields(self):
-            self._check(field.name, field.type, getattr(self, field.name), field.default)
-        if not re.fullmatch(r"\w[\w.+-]{,99}", self.name, re.ASCII):
-            raise ValueError(f"name is {self.name!r}, but must be fit for the name of a file")
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov is True, but momentum is 0: it must be above 0 for that")
-        if self.warmup == 0 and self.start_factor != Recipe.start_factor:
-            raise ValueError(
-                f"start_factor is {self.start_factor!r}, but has no effect with warmup 0"
-            )
-
-    def _check(self, name: str, kind: type, value: object, default: object) -> None:
-        what = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
-        right = isinstance(value, (int, float) if kind is float else kind)
-        if not right or (isinstance(value, bool) and kind is not bool):
-            raise ValueError(f"{name} is {value!r}, but must be {what[kind]}")
-        if name in _BOUNDS:
-            _check_range(name, value, *_BOUNDS[name])
-        if name in _CHOICES:
-            _check_choice(name, value, _CHOICES[name])
-        switch, setting = _ONLY_WITH.get(name, ("name", self.name))
-        if value != default and getattr(self, switch) != setting:
-            raise ValueError(
-                f"{name} is {value!r}, but has no effect without {switch} {setting!r}: leave it at "
-                f"{default!r}"
-            )
-
-
-def _check_choice(name: str, value: str, known: Iterable[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, known))}")
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    """Raise ValueError that names the value unless it is from `low` to `high`; nan is not."""
-    if not low <= value <= high:
-        raise ValueError(f"{name} is {value!r}, but must be from {low} to {high}")
-
-
-_CHOICES = {
-    "data": (CIFAR, GRATINGS),
-    "optimizer": ("sgd", "muon"),
-    "scheduler": ("onecycle", "step"),
-    "loss": ("nll",),
-    "groups": (1, 2, 4, 8),  # they divide the channels of every layer
-}
-_BOUNDS = {
-    **dict.fromkeys(("epochs", "batch_size", "step_epochs"), (1, 2**31)),
-    **dict.fromkeys(("lr", "affine_lr", "weight_decay"), (0, torch.finfo(torch.float32).max)),
-    **dict.fromkeys(("warmup", "flip"), (0, 1)),
-    "dropout": (0, 0.99),  # at 1 nothing would be left
-    **dict.fromkeys(("start_factor", "step_factor"), (1e-9, 1)),
-    "momentum": (0, 0.9999),  # at 1 a gradient would never be forgotten, or never be seen
-    "crop": (0, 31),  # a reflection is shorter than the image
-    "rotation": (0, 180),
-    "resize": (0, 0.99),
-}
-_ONLY_WITH = {
-    "affine_lr": ("optimizer", "muon"),
-    **dict.fromkeys(("warmup", "start_factor"), ("scheduler", "onecycle")),
-    **dict.fromkeys(("step_epochs", "step_factor"), ("scheduler", "step")),
-}
-
-_MUON = Recipe("muon", optimizer="muon", lr=0.03, momentum=0.95, weight_decay=0.05, warmup=0.1)
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        _MUON,  # the notebooks' default
-        replace(_MUON, name="quick", epochs=4, lr=0.05),
-        Recipe("onecycle"),
-        Recipe(
-            "reference",  # the published experiment's, to the letter
-            lr=0.04,
-            nesterov=False,
-            weight_decay=0.0,
-            scheduler="step",
-            dropout=0.05,
-            crop=0,
-            flip=0.1,
-        ),
-        # Proves in seconds that everything runs. No flip: it would turn 18 degrees into 162.
-        Recipe("smoke", data=GRATINGS, epochs=3, batch_size=32, lr=0.01, flip=0.0),
-    )
-}
-
-
-def get_recipe(name: str | Recipe) -> Recipe:
-    """Return the recipe of that name, or the recipe itself.
-
-    Raises ValueError, listing the known ones, for another name.
-    """
-    if isinstance(name, Recipe):
-        return name
-    name = str(name).strip()
-    _check_choice("RECIPE", name, RECIPES)
-    return RECIPES[name]
-
-
-def set_seed(seed: int) -> None:
-    """Make all that follows repeatable: seed every generator, choose deterministic kernels."""
-    torch.manual_seed(seed)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-
 
 # --- The device ----------------------------------------------------------------------------------
 
@@ -171,6 +33,16 @@ def get_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def set_seed(seed: int) -> None:
+    """Seed every generator and choose deterministic kernels.
+
+    On a CPU all that follows is then repeatable. On CUDA some backward passes add up in any order.
+    """
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
 def get_precision(name: str | None, device: torch.device) -> str:
     """Return "float32" or "bfloat16", whichever `name` is.
 
@@ -178,14 +50,14 @@ def get_precision(name: str | None, device: torch.device) -> str:
     float32 elsewhere. Raises ValueError, listing the known ones, for another name.
     """
     chosen = str(name or "").strip() or "native"
-    _check_choice("PRECISION", chosen, ("native", *PRECISIONS))
+    check_choice("PRECISION", chosen, ("native", *PRECISIONS))
     if chosen != "native":
         return chosen
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
         has = getattr(torch.cpu, "get_capabilities", dict)()  # older versions have none
-        native = has.get("avx512_bf16") or has.get("amx_bf16")
+        native = any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # last: ARM
     return "bfloat16" if native else "float32"
 
 
@@ -210,7 +82,7 @@ def get_data(recipe: Recipe, root: str | Path | None, device: torch.device) -> D
     Raises FileNotFoundError or ValueError that names a missing or damaged file, ConnectionError
     where CIFAR-10 can't be downloaded. Never returns other data than those asked for.
     """
-    known = {CIFAR: lambda: load_cifar10(root, Progress), GRATINGS: draw_gratings}
+    known = {CIFAR: lambda: load_cifar10(root), GRATINGS: draw_gratings}
     return known[recipe.data]().to(device)
 
 
@@ -235,7 +107,6 @@ class RandomCrop(nn.Module):
 
     def __init__(self, padding: int):
         super().__init__()
-        _check_range("padding", padding, *_BOUNDS["crop"])
         self.padding = padding
 
     def extra_repr(self) -> str:
@@ -261,7 +132,6 @@ class RandomFlip(nn.Module):
 
     def __init__(self, p: float):
         super().__init__()
-        _check_range("p", p, *_BOUNDS["flip"])
         self.p = p
 
     def extra_repr(self) -> str:
@@ -280,8 +150,6 @@ class RandomAffine(nn.Module):
 
     def __init__(self, degrees: float, resize: float):
         super().__init__()
-        _check_range("degrees", degrees, *_BOUNDS["rotation"])
-        _check_range("resize", resize, *_BOUNDS["resize"])
         self.degrees, self.resize = degrees, resize
 
     def extra_repr(self) -> str:
@@ -350,9 +218,11 @@ class Loader:
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)
 
+    def __repr__(self) -> str:
+        order = "shuffled" if self.shuffle else "in order"
+        return f"{len(self.dataset)} images {order}, {self.batch_size} a batch, {self.transforms}"
+
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        # torch's DataLoader draws a number here, and so do we: the digits of a run hang on it.
-        torch.empty((), dtype=torch.int64).random_()
         size = len(self.dataset)
         order = torch.randperm(size) if self.shuffle else torch.arange(size)
         for index in order.to(self.dataset.tensors[0].device).split(self.batch_size):
@@ -388,84 +258,77 @@ def get_loader(
 def get_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Return the recipe's optimizer.
 
-    "muon" is for a model that is on its device and in its memory format already; it raises what
-    MuonAndSGD raises.
+    With "muon" the convolutions are moved by Muon, and all other parameters by SGD without decay.
     """
+    options = {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
     if recipe.optimizer == "muon":
-        return MuonAndSGD(list(model.parameters()), recipe)
-    return torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-    )
+        kernels = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
+        others = [p for p in model.parameters() if not any(p is kernel for kernel in kernels)]
+        return Muon(
+            [
+                {"params": kernels, "lr": recipe.lr, "weight_decay": recipe.weight_decay},
+                {"params": others, "lr": recipe.affine_lr, "orthogonal": False},
+            ],
+            **options,
+        )
+    decay = {"weight_decay": recipe.weight_decay}
+    return torch.optim.SGD(model.parameters(), lr=recipe.lr, **decay, **options)
 
 
-class MuonAndSGD(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for convolutions, SGD for all other parameters, as one optimizer.
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024): SGD with momentum whose every update is made orthogonal.
 
-    Muon moves a convolution (out, in, height, width) by an orthogonal matrix (out, in x height x
-    width). torch.optim.Muon takes matrices alone, so it gets a view of each, on the same memory.
-    Raises ValueError for a model without convolutions, RuntimeError for a PyTorch without Muon.
+    A parameter (out, ...) moves by a matrix (out, all else) whose singular values are all near 1,
+    so that no direction of it is neglected. A group with `orthogonal=False` is moved by plain SGD.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], recipe: Recipe):
-        if not hasattr(torch.optim, "Muon"):
-            raise RuntimeError(
-                f"The recipe {recipe.name!r} needs the optimizer Muon of PyTorch 2.9 or later, but "
-                f"this is {torch.__version__}: pip install --upgrade torch torchvision"
-            )
-        self.kernels = [parameter for parameter in parameters if parameter.ndim == 4]
-        if not self.kernels:
-            raise ValueError("optimizer is 'muon', but the model has no convolution to train by it")
-        self.matrices = [_as_matrix(kernel, kernel).detach() for kernel in self.kernels]
-        options = {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
-        decay = {"weight_decay": recipe.weight_decay}
-        self.parts = [torch.optim.Muon(self.matrices, lr=recipe.lr, **decay, **options)]
-        if others := [parameter for parameter in parameters if parameter.ndim != 4]:
-            self.parts.append(torch.optim.SGD(others, lr=recipe.affine_lr, **options))
-        super().__init__(self._get_groups(), {})
-
-    def _get_groups(self) -> list[dict]:
-        return [group for part in self.parts for group in part.param_groups]
+    def __init__(self, params, lr=0.02, momentum=0.95, nesterov=True, weight_decay=0.0):
+        options = {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+        super().__init__(params, {"lr": lr, "orthogonal": True, **options})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         loss = None if closure is None else torch.enable_grad()(closure)()
-        for kernel, matrix in zip(self.kernels, self.matrices, strict=True):
-            if kernel.data_ptr() != matrix.data_ptr():
-                raise RuntimeError(
-                    "The model was moved, or its memory format changed, after its optimizer was "
-                    "made, which would train a copy of it. Make the optimizer after model.to(...)."
-                )
-            matrix.grad = None if kernel.grad is None else _as_matrix(kernel.grad, kernel)
-        for part in self.parts:
-            part.step()
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._move(weight, group)
         return loss
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        super().zero_grad(set_to_none)
-        for kernel in self.kernels:
-            kernel.grad = None
+    def _move(self, weight: nn.Parameter, group: dict) -> None:
+        gradient, momentum, lr = weight.grad, group["momentum"], group["lr"]
+        if "momentum_buffer" not in self.state[weight]:
+            self.state[weight]["momentum_buffer"] = torch.zeros_like(gradient)
+        average = self.state[weight]["momentum_buffer"]
+        weight.mul_(1 - lr * group["weight_decay"])
+        if not group["orthogonal"]:
+            average.mul_(momentum).add_(gradient)
+            update = gradient.add(average, alpha=momentum) if group["nesterov"] else average
+            weight.add_(update, alpha=-lr)
+            return
+        average.lerp_(gradient, 1 - momentum)
+        update = gradient.lerp(average, momentum) if group["nesterov"] else average
+        # The columns in the order of channels_last, in which a convolution's weights lie.
+        matrix = orthogonalize(update.movedim(1, -1).flatten(1))
+        rate = lr * max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
+        shape = update.movedim(1, -1).shape
+        weight.add_(matrix.view(shape).movedim(-1, 1), alpha=-rate)
 
-    def state_dict(self) -> dict:
-        return {"parts": [part.state_dict() for part in self.parts]}
 
-    def load_state_dict(self, state_dict: dict) -> None:
-        for part, state in zip(self.parts, state_dict["parts"], strict=True):
-            part.load_state_dict(state)
-        self.param_groups = self._get_groups()
+def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
+    """Return the matrix with all its singular values moved to between about 0.7 and 1.2.
 
-
-def _as_matrix(tensor: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    """Return `tensor`, a kernel or its gradient, as (out, in x height x width).
-
-    The columns are in the order of the kernel's memory, so that the kernel's own is a view.
+    Five Newton-Schulz iterations of a polynomial that is steep at 0, in bfloat16.
     """
-    if not kernel.is_contiguous():  # but channels_last
-        tensor = tensor.permute(0, 2, 3, 1)
-    return tensor.view(len(tensor), -1) if tensor is kernel else tensor.reshape(len(tensor), -1)
+    a, b, c = 3.4445, -4.775, 2.0315
+    x = matrix.bfloat16()
+    if tall := len(x) > x.shape[1]:
+        x = x.T
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
 
 
 def get_scheduler(
@@ -493,8 +356,8 @@ def get_scheduler(
 
 
 def get_loss(recipe: Recipe) -> nn.Module:
-    """Return the recipe's loss, a mean over images."""
-    return {"nll": nn.NLLLoss}[recipe.loss]()
+    """Return the negative log likelihood, a mean over images: the loss of every recipe."""
+    return nn.NLLLoss()
 
 
 # --- Training and evaluation ---------------------------------------------------------------------
@@ -508,7 +371,9 @@ def GetCorrectPredCount(pPrediction: torch.Tensor, pLabels: torch.Tensor) -> tor
     return (pPrediction.argmax(dim=1) == pLabels).sum()
 
 
-def _autocast(device: torch.device, precision: str) -> torch.autocast:
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return a context in which convolutions are computed in `precision`; float32 is not TF32."""
+    torch.backends.cudnn.allow_tf32 = False
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
@@ -519,19 +384,18 @@ def train(
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     criterion: nn.Module,
     precision: str = "float32",
-    bar: Progress | None = None,
 ) -> tuple[float, float]:
     """Train for one epoch and return its mean loss an image and its accuracy in percent.
 
-    Both are of the images as augmented and the weights as they were at each step. The schedule
-    and `bar`, if there is one, move on at every step. Raises FloatingPointError, at the end of the
-    epoch, if the loss of a step was not finite.
+    Both are of the images as augmented and the weights as they were at each step; batch
+    normalization takes its batches' statistics. The schedule moves on at every step. Raises
+    FloatingPointError, at the end of the epoch, if the loss of a step was not finite.
     """
     keep_memory()
     model.train()
     losses, rates, sizes, correct = [], [], [], 0
     for images, labels in train_loader:
-        with _autocast(images.device, precision):
+        with autocast(images.device, precision):
             prediction = model(images)
         loss = criterion(prediction, labels)
         optimizer.zero_grad()
@@ -542,8 +406,6 @@ def train(
         losses.append(loss.detach())  # on the device: no step waits for it
         correct += GetCorrectPredCount(prediction.detach(), labels)
         sizes.append(len(labels))
-        if bar is not None:
-            bar.update()
     losses = torch.stack(losses).tolist()
     for step, (loss, rate) in enumerate(zip(losses, rates, strict=True), 1):
         if not math.isfinite(loss):
@@ -565,7 +427,7 @@ def predict(
     model.eval()
     predictions, labels = [], []
     for images, batch_labels in loader:
-        with _autocast(images.device, precision):
+        with autocast(images.device, precision):
             predictions.append(model(images))
         labels.append(batch_labels)
     return torch.cat(predictions), torch.cat(labels)
@@ -590,23 +452,32 @@ def assemble(run: Run, data: Data) -> tuple:
     train_loader = get_loader(data.train, transforms, recipe.batch_size, shuffle=True)
     test_loader = get_loader(data.test, get_test_transforms(), recipe.batch_size)
     set_seed(run.seed)
-    model = Session8Net(run.norm, recipe.groups, recipe.dropout)
+    he = run.norm == "he"
+    model = Session8Net("none" if he else run.norm, recipe.groups, recipe.dropout)
+    if he:
+        initialize_he(model)
     model = model.to(device, memory_format=torch.channels_last)
     optimizer = get_optimizer(model, recipe)
     scheduler = get_scheduler(optimizer, recipe, len(train_loader))
     return model, train_loader, test_loader, optimizer, scheduler, get_loss(recipe)
 
 
-# What a history has a number of for each epoch, and how it is shown: the learning rate of the first
-# step, mean loss an image, accuracy in percent, and the seconds that it took.
+# What a history has a number of for each epoch, and how it is printed: the learning rate of the
+# first step, mean loss an image, accuracy in percent, and the seconds that it took. `train` is as
+# trained (augmented images, batch statistics, weights that move), `clean_train` in evaluation mode
+# on the first CLEAN training images without augmentation.
 COLUMNS = {
     "lr": ".4f",
     "train_loss": ".4f",
     "train_acc": ".2f",
+    "clean_train_loss": ".4f",
+    "clean_train_acc": ".2f",
     "test_loss": ".4f",
     "test_acc": ".2f",
     "seconds": ".1f",
 }
+CLEAN = 10_000
+_trained = weakref.WeakSet()  # models that `fit` has begun to train
 
 
 def fit(
@@ -624,30 +495,63 @@ def fit(
     The history has a list for each of COLUMNS, with one number an epoch.
     Every epoch ends with a checkpoint in `folder`; a run whose checkpoint is there goes on from it.
     Raises FloatingPointError if a loss or a weight is not finite, with the last checkpoint left as
-    it was, and RuntimeError for a model already trained.
+    it was, ValueError for a checkpoint that is damaged or of another run, and RuntimeError for a
+    model already trained.
     """
-    epochs, steps = run.recipe.epochs, len(train_loader)
-    checkpoint = Checkpoint(run, model, optimizer, scheduler, folder, steps)
+    parts = (model, train_loader, test_loader, optimizer, scheduler, criterion)
+    checkpoint = Checkpoint(run, parts, folder)
     set_seed(run.seed)
     history = checkpoint.load() or {column: [] for column in COLUMNS}
     done = len(history["lr"])
-    if scheduler.last_epoch != done * steps:
+    if scheduler.last_epoch != done * len(train_loader) or (not done and model in _trained):
         raise RuntimeError("This model is trained already: run the notebook from block 5 on.")
-    header = "epoch" + "".join(f"{column:>12}" for column in COLUMNS)
-    parts = (optimizer, scheduler, criterion, run.precision)
-    with Progress(header, total=epochs * steps, initial=done * steps, unit="step") as bar:
-        for epoch in range(1, epochs + 1):
-            if epoch > done:
-                lr, start = optimizer.param_groups[0]["lr"], time.perf_counter()
-                trained = train(model, train_loader, *parts, bar)
-                tested = test(model, test_loader, criterion, run.precision)
-                row = (lr, *trained, *tested, time.perf_counter() - start)
-                for column, value in zip(COLUMNS, row, strict=True):
-                    history[column].append(value)
-                checkpoint.save(history)
-            row = (f"{history[name][epoch - 1]:12{form}}" for name, form in COLUMNS.items())
-            bar.add_line(f"{epoch:5d}{''.join(row)}")
+    _trained.add(model)
+    clean = TensorDataset(*train_loader.dataset[:CLEAN])
+    clean_loader = get_loader(clean, test_loader.transforms, test_loader.batch_size)
+    say("epoch" + "".join(f"{column:>{max(10, len(column) + 2)}}" for column in COLUMNS))
+    for epoch in range(1, run.recipe.epochs + 1):
+        if epoch > done:
+            lr, start = optimizer.param_groups[0]["lr"], time.perf_counter()
+            trained = train(model, train_loader, optimizer, scheduler, criterion, run.precision)
+            others = [
+                number
+                for loader in (clean_loader, test_loader)
+                for number in test(model, loader, criterion, run.precision)
+            ]
+            row = (lr, *trained, *others, time.perf_counter() - start)
+            for column, value in zip(COLUMNS, row, strict=True):
+                history[column].append(value)
+            checkpoint.save(history)
+        say(format_epoch(history, epoch, run.recipe.epochs))
     return history
+
+
+def format_epoch(history: Mapping[str, Sequence[float]], epoch: int, epochs: int) -> str:
+    """Return the line of an epoch, with the minutes that are left after it."""
+    cells = (
+        f"{history[column][epoch - 1]:{max(10, len(column) + 2)}{form}}"
+        for column, form in COLUMNS.items()
+    )
+    left = sum(history["seconds"]) / len(history["seconds"]) * (epochs - epoch) / 60
+    return f"{epoch:5d}{''.join(cells)}" + (f"  {left:.1f} min left" if epoch < epochs else "")
+
+
+def save_result(
+    run: Run,
+    data: Data,
+    parts: tuple,
+    history: Mapping[str, list[float]],
+    clean_train_acc: float,
+    prediction: torch.Tensor,
+    folder: str | Path = "runs",
+) -> str:
+    """Write the run's result and weights to `folder`, and return a sentence that says so.
+
+    `parts` are those that `fit` trained. See `runs.save_result`, which compares them with those
+    that the recipe makes.
+    """
+    meant = assemble(run, data)
+    return runs.save_result(run, data, parts, meant, history, clean_train_acc, prediction, folder)
 
 
 # --- The plots -----------------------------------------------------------------------------------
@@ -693,7 +597,8 @@ STYLES = {
 def post_accuracyplots(history: Mapping[str, Sequence[float]], title: str, norm: str) -> Figure:
     """Return a Figure of a history's loss, accuracy and learning rate by epoch.
 
-    Train and test share a pair of axes; the test curve has the colour of `norm`.
+    Train and test, both in evaluation mode, share a pair of axes; the test curve has the colour of
+    `norm`.
     """
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     figure.suptitle(title)
@@ -701,8 +606,8 @@ def post_accuracyplots(history: Mapping[str, Sequence[float]], title: str, norm:
     epochs = range(1, len(history["lr"]) + 1)
     color = STYLES[norm]["color"] if norm in STYLES else "#CC79A7"  # a norm of the user's own
     for key, label in (("loss", "mean negative log likelihood"), ("acc", "accuracy (%)")):
-        train, test = history[f"train_{key}"], history[f"test_{key}"]
-        axes[key].plot(epochs, train, "--", color="black", linewidth=1, label="train")
+        train, test = history[f"clean_train_{key}"], history[f"test_{key}"]
+        axes[key].plot(epochs, train, "--", color="black", linewidth=1.5, label="train")
         axes[key].plot(epochs, test, "-", color=color, linewidth=2, label="test")
         axes[key].set_ylabel(label)
         axes[key].legend()
@@ -752,9 +657,10 @@ def post_confusion(
     `prediction` is log-probabilities (N, 10) of images whose labels are `labels` (N,). A cell is a
     number of images; a bar is the share of a class's images that are right.
     """
-    size = len(classes)
+    size = prediction.shape[1]
     pairs = (labels * size + prediction.argmax(dim=1)).cpu()
     counts = torch.bincount(pairs, minlength=size**2).view(size, size)
+    classes = [*classes, *range(len(classes), size)]  # outputs that are no class of the data
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     figure = Figure(figsize=(10, 5), layout="constrained")
     figure.suptitle(title)
