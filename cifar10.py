@@ -1,23 +1,19 @@
 """The data set on disk: CIFAR-10 from a folder, an archive or a mirror, and the stand-in."""
 
 import errno
-import http.client
 import os
-import re
-import tarfile
+import pickle
+import socket
 import tempfile
-import time
 import urllib.request
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch.utils.data import TensorDataset
 from torchvision.datasets import CIFAR10
-from torchvision.datasets.utils import check_integrity
-from tqdm import tqdm
+from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 
 CIFAR, GRATINGS = "CIFAR-10", "stand-in gratings, NOT CIFAR-10"  # the data sets, as shown
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)  # of CIFAR-10's red, green, blue
@@ -29,8 +25,7 @@ MIRRORS = (
     "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
     CIFAR10.url,
 )
-STALL = 20  # seconds without a byte after which a download is given up
-SLOWEST = 30_000  # bytes a second; a download that stays below is given up
+STALL = 20  # seconds without a byte after which a mirror is given up
 
 
 @dataclass(frozen=True)
@@ -54,147 +49,95 @@ class Data:
 def get_root(text: str | Path | None, default: str | Path = "data") -> Path:
     """Return the absolute folder that `text` spells, `default` where it spells none.
 
-    Spaces and quotes around it are dropped, `~` is expanded, and so are variables unless a folder
-    of that very name is there. The folder cifar-10-batches-py itself, a file in it and the archive
-    itself stand for the folder that they lie in. Raises ValueError for a variable or a user that
-    there is not, and for what is no path of this system.
+    Blanks and quotes around it are dropped, `~` and variables are expanded. The folder
+    cifar-10-batches-py itself and the archive stand for the folder that they lie in.
     """
     text = str(text or "").strip().strip("'\"").strip()
-    if text.startswith("~") or (text and not os.path.exists(text)):  # Path.exists can raise
-        text = _expand(text)
-    root = Path(text or default).absolute()
-    if root.parent.name == CIFAR10.base_folder and not root.is_dir():
-        root = root.parent
+    root = Path(os.path.expanduser(os.path.expandvars(text)) or default).absolute()
     return root.parent if root.name in (CIFAR10.base_folder, CIFAR10.filename) else root
 
 
-def _expand(text: str) -> str:
-    wrong = f"CIFAR10_ROOT is {text!r}, but"
-    text = os.path.expandvars(text)
-    if unset := re.search(r"\$\{?\w+|%\w+%", text):
-        raise ValueError(f"{wrong} the variable {unset[0]} is not set")
-    foreign = re.match(r"\w:[\\/]|\\\\", text) and os.name != "nt"
-    if foreign or re.match(r"[\w.@-]{2,}:[\\/]", text) or re.search(r"\$\(|`", text):
-        raise ValueError(f"{wrong} must be the path of a folder of this system")
-    try:
-        return str(Path(text).expanduser())
-    except RuntimeError:
-        raise ValueError(f"{wrong} there is no home folder of that user") from None
-
-
-def load_cifar10(root: str | Path | None = None, bar: Callable[..., tqdm] = tqdm) -> Data:
+def load_cifar10(root: str | Path | None = None) -> Data:
     """Return CIFAR-10 (Krizhevsky 2009), 50,000 training and 10,000 test images, from `root`.
 
-    It is downloaded there if it is absent, with `bar` as the progress bar. Raises
-    FileNotFoundError or ValueError that names a missing or damaged file, and what
-    `download_cifar10` raises.
+    It is downloaded there if it is absent. Raises ValueError that names a missing or damaged file,
+    and what `download_cifar10` raises.
     """
     root = get_root(root)
     folder = root / CIFAR10.base_folder
-    if (root / CIFAR10.train_list[0][0]).exists():
-        raise ValueError(
-            f"{root} holds CIFAR-10's files themselves: rename it to {CIFAR10.base_folder}, or put "
-            "them into a folder of that name in it"
-        )
     if not folder.is_dir():
-        download_cifar10(root, bar)
-    remedy = f"Delete the folder {folder} and run this again: CIFAR-10 is then downloaded anew."
-    meta = (CIFAR10.meta["filename"], CIFAR10.meta["md5"])
-    for name, md5 in (*CIFAR10.train_list, *CIFAR10.test_list, meta):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing. {remedy}")
-        if not check_integrity(folder / name, md5):
-            raise ValueError(f"{folder / name} is damaged (its md5 is not {md5}). {remedy}")
-    with warnings.catch_warnings():  # NumPy 2.4.0 to 2.4.4 warns of how the files were pickled
-        warnings.simplefilter("ignore")
-        parts = [CIFAR10(root, train=train) for train in (True, False)]
+        download_cifar10(root)
+    meta = _read(folder, CIFAR10.meta["filename"], CIFAR10.meta["md5"])
     train, test = (
-        TensorDataset(
-            torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(),
-            torch.tensor(part.targets),
-        )
-        for part in parts
+        [_read(folder, *file) for file in files]
+        for files in (CIFAR10.train_list, CIFAR10.test_list)
     )
-    return Data(tuple(parts[0].classes), train, test)
+    return Data(tuple(meta[CIFAR10.meta["key"]]), _join(train), _join(test))
 
 
-def download_cifar10(root: Path, bar: Callable[..., tqdm] = tqdm) -> None:
+def _read(folder: Path, name: str, md5: str) -> dict:
+    if not check_integrity(folder / name, md5):
+        raise ValueError(
+            f"{folder / name} is missing or damaged (its md5 is not {md5}). Delete the folder "
+            f"{folder} and run this again: CIFAR-10 is then downloaded anew."
+        )
+    with warnings.catch_warnings(), (folder / name).open("rb") as file:
+        warnings.simplefilter("ignore")  # NumPy 2.4.0 to 2.4.4 warns of how the files were pickled
+        return pickle.load(file, encoding="latin1")
+
+
+def _join(batches: list[dict]) -> TensorDataset:
+    images = torch.cat([torch.from_numpy(batch["data"]) for batch in batches])
+    labels = [label for batch in batches for label in batch["labels"]]
+    return TensorDataset(images.view(-1, 3, 32, 32), torch.tensor(labels))
+
+
+def download_cifar10(root: Path) -> None:
     """Put CIFAR-10's folder into `root`, from an archive that lies there or from the mirrors.
 
     Nothing is unpacked before its md5 was checked, and the folder appears whole or not at all.
-    Raises ValueError for a damaged archive in `root`, ConnectionError where every mirror fails,
-    and OSError where `root` can't be written to.
+    Raises FileExistsError where something else has the folder's name, ConnectionError where every
+    mirror fails, and OSError where `root` can't be written to.
     """
+    folder = root / CIFAR10.base_folder
+    if os.path.lexists(folder):
+        raise FileExistsError(f"{folder} is no folder that can be read. Delete it, or repair it.")
+    root.mkdir(parents=True, exist_ok=True)
     try:
-        root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".cifar10-", dir=root) as scratch:
-            archive = _get_archive(root, Path(scratch), bar)
-            _unpack(archive, Path(scratch), root / CIFAR10.base_folder)
+            archive = root / CIFAR10.filename
+            if not check_integrity(archive, CIFAR10.tgz_md5):
+                archive = _download(root, scratch)
+            extract_archive(str(archive), scratch)
+            if not folder.is_dir():  # else another notebook was faster, and it is whole
+                (Path(scratch) / folder.name).rename(folder)
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise OSError(
-            error.errno,
-            f"CIFAR-10 could not be written to the folder {root} ({error.strerror}). Make 350 MB "
-            "free in it and let it be written to, or set CIFAR10_ROOT to another folder",
-        ) from None
+        raise OSError(error.errno, f"Make 350 MB free in {root} ({error.strerror})") from None
 
 
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST)
-_DISK_ERRORS += (errno.ENOTDIR, errno.EFBIG)
-
-
-def _get_archive(root: Path, scratch: Path, bar: Callable[..., tqdm]) -> Path:
-    """Return the archive that lies in `root`, or else one downloaded to `scratch`; md5 checked."""
-    archive = root / CIFAR10.filename
-    if archive.exists():
-        if check_integrity(archive, CIFAR10.tgz_md5):
-            return archive
-        raise ValueError(
-            f"{archive} is damaged (its md5 is not {CIFAR10.tgz_md5}). Delete it and run this "
-            "again: CIFAR-10 is then downloaded anew."
-        )
-    print(f"No CIFAR-10 in {root}: it is downloaded there (170 MB).")
-    archive, failures = scratch / CIFAR10.filename, []
+def _download(root: Path, scratch: str) -> Path:
+    """Return the archive, downloaded to `scratch` from the first mirror that has it whole."""
+    print(f"No CIFAR-10 in {root}: it is downloaded there (170 MB).", flush=True)
+    failures, patience = [], socket.getdefaulttimeout()
     for url in MIRRORS:
+        socket.setdefaulttimeout(STALL)
+        urllib.request.install_opener(None)  # it would keep the proxy that was set at first
         try:
-            _download(url, archive, bar)
-            if check_integrity(archive, CIFAR10.tgz_md5):
-                return archive
-            failures.append(f"{url}: the file's md5 is not {CIFAR10.tgz_md5}")
-        except (OSError, http.client.HTTPException) as error:
-            if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            download_url(url, scratch, CIFAR10.filename, CIFAR10.tgz_md5)
+            return Path(scratch) / CIFAR10.filename
+        except Exception as error:  # a malformed proxy can raise anything
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
                 raise
             failures.append(f"{url}: {error}")
+        finally:
+            socket.setdefaulttimeout(patience)
     raise ConnectionError(
         "CIFAR-10 could not be downloaded.\n  " + "\n  ".join(failures) + "\n"
         f"Put {CIFAR10.filename} into {root} by hand, or set CIFAR10_ROOT to the folder that holds "
         f"{CIFAR10.base_folder}, or try RECIPE=smoke, which needs no CIFAR-10."
     )
-
-
-def _download(url: str, path: Path, bar: Callable[..., tqdm]) -> None:
-    """Write what `url` serves to `path`, with a progress bar; OSError if it fails or stalls."""
-    start = time.monotonic()
-    with urllib.request.urlopen(url, timeout=STALL) as response, path.open("wb") as file:
-        size = response.headers.get("Content-Length", "")
-        size = int(size) if size.isdecimal() else None
-        with bar(desc=f"Downloading {url}", total=size, unit="B", unit_scale=True) as shown:
-            while chunk := response.read1(1 << 20):  # whatever has come: a trickle is noticed
-                shown.update(file.write(chunk))
-                seconds = time.monotonic() - start
-                if seconds > STALL and shown.n < SLOWEST * seconds:
-                    raise TimeoutError(f"only {shown.n / seconds / 1000:.1f} kB/s")
-
-
-def _unpack(archive: Path, scratch: Path, folder: Path) -> None:
-    with tarfile.open(archive) as tar:
-        tar.extractall(scratch, filter="data")
-    try:
-        (scratch / folder.name).rename(folder)
-    except OSError:
-        if not folder.is_dir():  # else another notebook was faster, and it is whole
-            raise
 
 
 def draw_gratings() -> Data:

@@ -1,4 +1,4 @@
-"""Whatever pytest collects here, a notebook alone, too, is `smoke` and writes no result here."""
+"""Whatever pytest collects here, a notebook alone, too, is `smoke`, and writes nothing here."""
 
 import contextlib
 import os
@@ -7,7 +7,12 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
-import pytest
+# Before torch is imported, and for kernels and other processes, which inherit it: with two threads
+# a step takes up to 50 times as long where another process is busy.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent
 # pyproject.toml does this, too, but is not read where pytest was started in a folder above.
@@ -15,6 +20,7 @@ sys.path[:0] = [str(ROOT / folder) for folder in (".", "tests")]
 
 from cifar10 import get_root  # noqa: E402
 
+torch.set_num_threads(1)
 for name, default in (("RECIPE", "smoke"), ("SEED", "1")):  # notebooks inherit all of these
     os.environ[name] = os.environ.get(name, "").strip() or default
 # Absolute: what is meant is relative to this folder, not to the one in which a test runs.

@@ -242,30 +242,31 @@ def describe_parts(
         {"size": len(group["params"])} | {k: v for k, v in group.items() if k not in _MOVING}
         for group in optimizer.param_groups
     ]
-    schedule = {
-        name: value
-        for name, value in scheduler.state_dict().items()
-        if isinstance(value, int | float) and name[0] != "_" and name not in _MOVING
-    }
     parts = {
         "network": str(model),
         "parameters": sum(p.numel() for p in model.parameters()),
         "optimizer": {"class": type(optimizer).__name__, "groups": groups},
-        "scheduler": {"class": type(scheduler).__name__, **schedule},
-        "loss": str(criterion),
+        "scheduler": _describe(scheduler, scheduler.state_dict()),
+        "loss": _describe(criterion, vars(criterion)),
         "train_loader": str(train_loader),
         "test_loader": str(test_loader),
     }
     return json.loads(json.dumps(parts, default=str))
 
 
-_MOVING = ("params", "lr", "last_epoch")
+_MOVING = ("params", "lr", "last_epoch", "training")  # what no recipe says
+
+
+def _describe(part: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {k: v for k, v in fields.items() if isinstance(v, int | float | str)}
+    settings = {k: v for k, v in settings.items() if k[0] != "_" and k not in _MOVING}
+    return {"class": type(part).__name__, **settings}
 
 
 def say(line: str) -> None:
     """Print a line; from a notebook also in the terminal in which its kernel was started."""
     print(line, flush=True)
-    if "ipykernel" in sys.modules:
+    if type(sys.stdout).__module__.startswith("ipykernel"):
         with contextlib.suppress(AttributeError, OSError, ValueError):  # there may be none
             os.write(sys.stderr.fileno(), f"{line}\n".encode())  # a kernel's own keeps the old one
 
@@ -295,7 +296,7 @@ class Checkpoint:
         state that holds a number that is not finite.
         """
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        check_finite(history=history, weights=state["model"], momentum=state["optimizer"])
+        check_finite(**history, weights=state["model"], momentum=state["optimizer"])
         state |= {"identity": self.identity, "history": history, "cpu_rng": torch.get_rng_state()}
         if self.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.device)

@@ -1,9 +1,7 @@
 """What the tests share: notebooks and pages, drawn images, and small runs."""
 
-import contextlib
 import dataclasses
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -35,26 +33,6 @@ def need_packages():
     """Skip the module or the test where experiments/requirements.txt is not installed."""
     for package in ("pandas", "scipy", "tabulate"):
         pytest.importorskip(package, reason="needs experiments/requirements.txt")
-
-
-def skip_if_changed(*paths):
-    """Skip the test if one of these committed files was changed, as a run of one's own does."""
-    command = [
-        "git",
-        "-C",
-        str(ROOT),
-        "status",
-        "--porcelain",
-        "--untracked-files=no",
-        "--",
-        *paths,
-    ]
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        if changed := said.split()[1::2]:
-            pytest.skip(f"not as committed: git restore {' '.join(changed)}")
-        return
-    pytest.skip("git can't tell whether results are as committed: clone the repository")
 
 
 def get_rows(page, marker):
