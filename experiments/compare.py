@@ -2,9 +2,9 @@
 
     python -m experiments.compare --recipe muon --seed 1
 
-It takes the results and weights that the three notebooks left in results/; the variables RECIPE,
-SEED and PRECISION choose them as they do for the notebooks. CIFAR-10 is read from the folder
-CIFAR10_ROOT (default the repository's data). The table is printed; the figure is written to a file.
+It takes what your three notebooks left in runs/ or, if one is missing there, the committed runs in
+results/. The variables RECIPE, SEED and PRECISION choose them as they do for the notebooks, and
+CIFAR10_ROOT is CIFAR-10's folder. The table is printed; the figure is written to a file.
 """
 
 import argparse
@@ -18,36 +18,43 @@ from matplotlib.figure import Figure
 from torch.utils.data import TensorDataset
 
 import utils
-from cifar10 import CIFAR
 from experiments import results as records
-from experiments.replicate import expand, parse_seed
-from experiments.results import COMPARED, NAMES, ROOT
+from experiments.results import COMPARED, NAMES, ROOT, load_model, load_result
 
 COLUMNS = 6  # images on which one normalization alone is right
 
 
-def load_runs(recipe: str, seed: int, precision: str) -> dict[str, dict]:
-    """Return the results by norm. Raises FileNotFoundError that names what is missing."""
-    runs = (utils.Run(utils.get_recipe(recipe), norm, seed, precision) for norm in COMPARED)
-    paths = [run.get_path(ROOT / "results", ".json") for run in runs]
-    files = [*paths, *(path.with_suffix(".pt") for path in paths)]
-    if missing := [file for file in files if not file.exists()]:
-        raise FileNotFoundError(
-            f"There is no {' and no '.join(map(str, missing))}. Run the three notebooks with "
-            f"RECIPE={recipe} SEED={seed} PRECISION={precision}, or choose runs that are there by "
-            "--recipe, --seed and the variable PRECISION."
-        )
-    return dict(zip(COMPARED, map(records.load_result, paths), strict=True))
+def find_runs(recipe: str, seed: int, folders: Sequence[Path]) -> dict[str, Path]:
+    """Return the results' files by norm, from the first of the folders that has all three.
+
+    Raises FileNotFoundError that names what the first one lacks.
+    """
+    lacks = []
+    for folder in folders:
+        runs = (utils.Run(utils.get_recipe(recipe), n, seed, folder.name) for n in COMPARED)
+        paths = [run.get_path(folder.parent, ".json") for run in runs]
+        files = [*paths, *(path.with_suffix(".pt") for path in paths)]
+        if not (missing := [file.name for file in files if not file.exists()]):
+            return dict(zip(COMPARED, paths, strict=True))
+        lacks.append(f"{folder} has no {' and no '.join(missing)}")
+    raise FileNotFoundError(
+        f"{lacks[0]}. Run the three notebooks with RECIPE={recipe} SEED={seed}, or choose runs "
+        "that are there by --recipe, --seed and the variable PRECISION."
+    )
 
 
-def predict(results: Mapping[str, dict], test: TensorDataset) -> dict[str, torch.Tensor]:
-    """Return each network's log-probabilities (N, 10) of the test images, on the CPU."""
+def predict(paths: Mapping[str, Path], test: TensorDataset) -> tuple[dict, dict]:
+    """Return each network's result, and its log-probabilities (N, 10) of the test images, on CPU.
+
+    Raises ValueError where weights are of another run than the result beside them.
+    """
     loader = utils.get_loader(test, utils.get_test_transforms(), 128)
-    predictions = {}
-    for norm, result in results.items():
-        precision = result["environment"]["precision"]
-        predictions[norm] = utils.predict(records.load_model(result), loader, precision)[0].cpu()
-    return predictions
+    results = {norm: load_result(path) for norm, path in paths.items()}
+    predictions = {
+        norm: utils.predict(load_model(path, test), loader, path.parent.name)[0].cpu()
+        for norm, path in paths.items()
+    }
+    return results, predictions
 
 
 def find_alone(
@@ -122,36 +129,26 @@ def draw_curves(axis: Axes, results: Mapping[str, dict]) -> None:
     axis.legend(loc="lower right")
 
 
-def parse_figure(text: str) -> Path:
-    """Return the path of a figure that can be written there: known before anything is computed."""
-    path, known = expand(text), Figure().canvas.get_supported_filetypes()
-    if path.suffix[1:].lower() not in known:
-        raise argparse.ArgumentTypeError(f"{text!r} must end in one of {', '.join(sorted(known))}")
-    if not path.absolute().parent.is_dir() or path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} must be a file in a folder that is there")
-    return path
-
-
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    recipes = [name for name, recipe in utils.RECIPES.items() if recipe.data == CIFAR]
-    chosen = {name: (os.environ.get(name) or "").strip() for name in ("RECIPE", "SEED")}
-    parser.add_argument("--recipe", default=chosen["RECIPE"] or "muon")
-    parser.add_argument("--seed", type=parse_seed, default=chosen["SEED"] or "1")
-    parser.add_argument("--output", type=parse_figure, default="comparison.png", metavar="FILE")
-    options = parser.parse_args(arguments)
-    if options.recipe not in recipes:  # argparse does not look at a default
-        parser.error(f"the recipe is {options.recipe!r}, but must be one of {', '.join(recipes)}")
-    return options
+    parser = argparse.ArgumentParser(description="Show three normalizations side by side.")
+    chosen = {name: os.environ.get(name, "").strip() for name in ("RECIPE", "SEED")}
+    parser.add_argument("--recipe", choices=utils.RECIPES, default=chosen["RECIPE"] or "muon")
+    parser.add_argument("--seed", type=utils.get_seed, default=chosen["SEED"] or "1")
+    parser.add_argument("--output", type=Path, default="comparison.png", metavar="FILE")
+    return parser.parse_args(arguments)
 
 
 def main() -> None:
     options = parse()
-    results = load_runs(options.recipe, options.seed, records.get_precision())
+    folders = [ROOT / name / records.get_precision() for name in ("runs", "results")]
+    if not os.environ.get("PRECISION", "").strip():
+        folders.append(ROOT / "results" / "float32")  # the committed ones, on any machine
+    paths = find_runs(options.recipe, options.seed, folders)
     data = records.get_data(utils.get_recipe(options.recipe))
-    predictions = predict(results, data.test)
+    results, predictions = predict(paths, data.test)
     data = data.to(torch.device("cpu"))
+    print(f"The runs in {paths['bn'].parent.relative_to(ROOT).as_posix()}/:")
     print(make_table(results, predictions, data.test.tensors[1]))
     draw(results, predictions, data.test, data.classes).savefig(options.output, dpi=110)
     print(f"Written: {options.output}")

@@ -1,26 +1,26 @@
-"""Read the results of runs; the names that all of experiments/ share."""
+"""Read results of runs, into one table of all; the names that all of experiments/ share."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
+from torch.utils.data import TensorDataset
 
 import utils
 from cifar10 import CIFAR, Data, get_root, load_cifar10
 from models import Session8Net
-from runs import PRECISIONS, Progress, is_same_recipe
+from runs import is_same_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = {"bn": "Batch", "gn": "Group", "ln": "Layer", "none": "No"}  # ... normalization
-COMPARED = ("bn", "gn", "ln")  # those that are compared; each has a notebook
+COMPARED = ("bn", "gn", "ln")  # each has a notebook
 SEEDS = (1, 2, 3, 4, 5)  # those of the pages; a run of another one changes no page
-RECIPES = ("reference", "onecycle", "muon")  # of 20 epochs, which are compared, in float32
-SHOWN = (*RECIPES, "quick")
-
-Results = Mapping[tuple[str, str, int], dict]  # by recipe, norm and seed
+COMPARED_RECIPES = ("reference", "onecycle", "muon")  # of 20 epochs, in float32
+PARTS = ("train", "test", "validation")
 
 
 def get_data(recipe: utils.Recipe) -> Data:
@@ -44,64 +44,83 @@ def get_precision() -> str:
 def fetch_data(runs: Iterable[utils.Run]) -> None:
     """Download or check CIFAR-10 if a run needs it; else each run would find out for itself."""
     if any(run.recipe.data == CIFAR for run in runs):
-        load_cifar10(find_root(), Progress)
+        load_cifar10(find_root())
 
 
 def load_result(path: Path) -> dict:
-    """Return the result in that file.
-
-    Raises ValueError if it holds something else, a number that is not finite, or another run's
-    result than its name and its folder say.
-    """
+    """Return the result in that file; ValueError if it is none, or not the run of that name."""
     try:
-        result = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
-        name = f"{result['recipe']['name']}-{result['norm']}-seed{result['seed']}"
-        whole = {"history", "environment"} <= result.keys()
-    except (ValueError, LookupError, TypeError, AttributeError):
-        whole = False
-    if not whole:
-        raise ValueError(f"{path} is not the result of a run. Move it away.")
-    precision = result["environment"].get("precision")
-    if path.parent.name in PRECISIONS and path.parent.name != precision:
-        raise ValueError(f"{path} is the result of a run in {precision}: move it away.")
-    if path.stem != name:
-        raise ValueError(f"{path} is the result of {name}: give it that name, or move it away.")
+        result = json.loads(path.read_text(encoding="utf-8"))
+        recipe, precision = result["recipe"]["name"], result["environment"]["precision"]
+        name = f"{precision}/{recipe}-{result['norm']}-seed{result['seed']}.json"
+    except (ValueError, LookupError, TypeError):
+        raise ValueError(f"{path} is not the result of a run: move it away") from None
+    if "/".join(path.parts[-2:]) != name:
+        raise ValueError(f"{path} is the result of {name}: rename it, or move it away")
     return result
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no result")
-
-
-def load_results(folder: Path) -> Results:
+def load_results(folder: Path) -> dict[tuple[str, str, int], dict]:
     """Return the results in `folder`, each under its (recipe, norm, seed)."""
     results = map(load_result, sorted(folder.glob("*.json")))
     return {(r["recipe"]["name"], r["norm"], r["seed"]): r for r in results}
 
 
-def pick(results: Results, recipe: str, norm: str) -> list[dict]:
+def pick(results: Mapping, recipe: str, norm: str) -> list[dict]:
     """Return the results of that recipe and norm that are there, in the order of SEEDS."""
     return [results[recipe, norm, seed] for seed in SEEDS if (recipe, norm, seed) in results]
 
 
-def load_model(result: dict) -> Session8Net:
-    """Return the trained network of a result, from the weights in results/, on the device."""
+def make_row(result: dict, folder: str) -> dict:
+    """Return the row of `load_frame` for a result from that folder of results/."""
+    name, history = result["recipe"]["name"], result["history"]
+    first, _, value = name.partition("-")
+    claim = {"claims": first, "tuning": folder}.get(folder, "")
+    last = {part: history.get(f"{part}_acc", [math.nan])[-1] for part in PARTS}
+    last["clean"] = result.get("clean_train_acc", math.nan)
+    key = {"recipe": name, "claim": claim, "value": value, "arm": result["norm"]}
+    key |= {"seed": result["seed"], "precision": result["environment"]["precision"]}
+    gaps = {"gap": last["train"] - last["test"], "clean_gap": last["clean"] - last["test"]}
+    return key | last | gaps | {"history": history, "result": result}
+
+
+def load_frame(folder: Path = ROOT / "results"):
+    """Return a pandas DataFrame of the runs of SEEDS in `folder`, a row each.
+
+    `claim` is the claim's name, "tuning", or "" for a notebook's run; `value` is what it varies.
+    `train`, `test`, `validation` and `clean` (all training images, without augmentation) are final
+    accuracies (%), nan where there is none; `gap` and `clean_gap` are train and clean minus test.
+    """
+    import pandas as pd  # compare.py and benchmark.py run without experiments/requirements.txt
+
+    paths = sorted(folder.rglob("*.json"))
+    rows = (make_row(load_result(path), path.relative_to(folder).parts[0]) for path in paths)
+    return pd.DataFrame(row for row in rows if row["seed"] in SEEDS)
+
+
+def load_model(path: Path, test: TensorDataset | None = None) -> Session8Net:
+    """Return the network of the result at `path` with the weights beside it, on the device.
+
+    Raises ValueError if its predictions of the first test images are not those of the result.
+    """
+    result, weights = load_result(path), path.with_suffix(".pt")
     recipe = utils.Recipe(**result["recipe"])
-    run = utils.Run(recipe, result["norm"], result["seed"], result["environment"]["precision"])
-    model = Session8Net(run.norm, recipe.groups, recipe.dropout)
-    path = run.get_path(ROOT / "results", ".pt")
-    model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
-    return model.to(utils.get_device(), memory_format=torch.channels_last)
+    model = Session8Net(result["norm"], recipe.groups, recipe.dropout)
+    model.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
+    model = model.to(utils.get_device(), memory_format=torch.channels_last)
+    if test is not None:
+        first = TensorDataset(*(tensor[:500] for tensor in test.tensors))
+        loader = utils.get_loader(first, utils.get_test_transforms(), 500)
+        digits = utils.predict(model, loader, result["environment"]["precision"])[0].argmax(dim=1)
+        said = torch.tensor(list(map(int, result["test_predictions"][:500]))).to(digits.device)
+        if (digits != said).sum() > 10:  # two runs differ in 48 or more, two machines in a few
+            raise ValueError(f"{weights} has the weights of another run than {path}: run it again")
+    return model
 
 
 def is_done(run: utils.Run, folder: Path) -> bool:
     """Tell whether the run's result is in `folder`; ValueError if another recipe's is there."""
     path = run.get_path(folder, ".json")
-    if not path.exists():
-        return False
-    if not is_same_recipe(load_result(path)["recipe"], run.recipe):
-        raise ValueError(
-            f"{path} is of other hyperparameters than recipe {run.recipe.name!r} has now. "
-            "Move it away to run it anew."
-        )
-    return True
+    if path.exists() and not is_same_recipe(load_result(path)["recipe"], run.recipe):
+        raise ValueError(f"{path} is of other hyperparameters than the recipe has: move it away")
+    return path.exists()

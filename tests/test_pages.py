@@ -83,7 +83,7 @@ def test_the_experiments_take_the_options_that_are_shown(monkeypatch):
             parsers[name](options.split())  # SystemExit for an unknown one
         elif name not in parsers:
             assert options == ""
-    assert {name for name, _ in shown} == {*parsers, "evidence"}
+    assert {name for name, _ in shown} == {*parsers, "report"}
 
 
 @pytest.mark.skipif(shutil.which("sh") is None, reason="needs a POSIX shell")

@@ -1,0 +1,579 @@
+"""Renew the tables, the figures and the marked numbers of both pages from results/.
+
+    pip install -r experiments/requirements.txt
+    python -m experiments.report
+
+It needs CIFAR-10 in the folder CIFAR10_ROOT (default: data/ of the repository).
+"""
+
+import argparse
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations, pairwise, permutations, product
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+import utils
+from cifar10 import Data
+from experiments import compare, stats
+from experiments.claims import ARMS, WATCHED
+from experiments.results import COMPARED, COMPARED_RECIPES, NAMES, ROOT, get_data, load_frame
+from experiments.stats import differences, format_differences, format_mean, make_markdown
+from models import Session8Net, get_norm
+from runs import write_whole
+
+PUBLISHED = {"bn": 78.86, "gn": 77.88, "ln": 76.94}  # test accuracy (%)
+CHANCE, TRAINS = 10.0, 20.0  # % right by guessing, and above which a network has learned something
+WITHIN = 2.0  # points below its best at which an arm still counts as good
+BASES = {"sgd": "onecycle", "muon": "muon"}  # the recipe that a value of `baseline` begins with
+WITHOUT = ("he", "none")  # arms without a normalization
+SPREADS = {
+    f"{part} {what}": (part, function)
+    for part in ("train", "test")
+    for what, function in {"mean": "mean", "s.d.": "std", "± 95 %": stats.get_half_width}.items()
+}
+GAPS = {
+    "train images as they are": ("clean", "mean"),
+    "minus test": ("clean_gap", "mean"),
+    "± 95 %": ("clean_gap", stats.get_half_width),
+}
+PAIRS = list(combinations(COMPARED, 2))
+LABELS = {"none": "None", "he": "None, first weights of He", **{n: NAMES[n] for n in COMPARED}}
+LABELS["bn anew"] = "Batch, statistics computed anew"
+STYLES = utils.STYLES | {"he": {"color": "#CC79A7", "linestyle": (0, (3, 1, 1, 1)), "marker": "v"}}
+STYLES["bn anew"] = STYLES["bn"] | {"linestyle": ":", "marker": "x"}
+
+# --- The runs of a table -------------------------------------------------------------------------
+
+
+def take(frame: pd.DataFrame, **wanted: object) -> pd.DataFrame:
+    """Return the rows that have these values in the columns of these names."""
+    for column, value in wanted.items():
+        frame = frame[frame[column] == value]
+    return frame
+
+
+def get_arms(frame: pd.DataFrame) -> list[str]:
+    """Return the arms that the frame has, in the order of ARMS, with "bn anew" behind "bn"."""
+    known = [name for arm in ARMS for name in (arm, f"{arm} anew")]
+    return [arm for arm in known if arm in set(frame.arm)]
+
+
+def get_claim(frame: pd.DataFrame, claim: str) -> pd.DataFrame:
+    """Return the runs of a claim by number, but for a seed that lacks an arm at that value."""
+    runs = take(frame, claim=claim)
+    sizes = runs.groupby(["value", "seed"]).arm.transform("size")
+    return runs[sizes == runs.arm.nunique()].assign(value=lambda runs: runs.value.astype(float))
+
+
+def get_batches(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs of `batches`, and again those of `bn` with its statistics recomputed."""
+    bn = take(frame, claim="batches", arm="bn")
+    tests = [result.get("recomputed_acc", math.nan) for result in bn.result]
+    return get_claim(pd.concat([frame, bn.assign(arm="bn anew", test=tests)]), "batches")
+
+
+def get_trials(frame: pd.DataFrame, claim: str) -> pd.DataFrame:
+    """Return the runs of `search` or `baseline` with the recipe they begin with, and the rate."""
+    runs = take(frame, claim=claim).fillna({"validation": CHANCE})  # of one that diverged
+    parts = runs.value.str.split("-")
+    return runs.assign(recipe=parts.str[0].map(BASES), rate=parts.str[1].astype(float))
+
+
+def get_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the notebooks' runs in float32, and those of `baseline` at the best rates."""
+    means = get_trials(frame, "search").groupby(["recipe", "arm", "rate"]).validation.mean()
+    best, baseline = means.unstack().idxmax(axis=1), get_trials(frame, "baseline")
+    rates = pd.MultiIndex.from_frame(baseline[["recipe", "arm"]]).map(best)
+    runs = take(frame, claim="", precision="float32")
+    return pd.concat([runs[runs.arm.isin(COMPARED)], baseline[baseline.rate == rates]])
+
+
+def tabulate(runs: pd.DataFrame, column: str, cell: str | Callable) -> pd.DataFrame:
+    """Return that aggregate of test accuracy (%), a row an arm; none is nan."""
+    return runs.groupby(["arm", column]).test.agg(cell).unstack().reindex(get_arms(runs))
+
+
+def get_means(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean accuracy (%) by arm and value; a run that diverged counts as a guess."""
+    return tabulate(runs.fillna({"test": CHANCE}), "value", "mean")
+
+
+def get_scales(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a row an arm, seed, moment and layer: percentiles of its channels' deviations."""
+    rows = [
+        (run.arm, run.seed, moment, layer, *np.percentile(deviations, (10, 50, 90)))
+        for run in take(frame, claim="scales").itertuples()
+        for moment in ("before", "after")
+        for layer, deviations in run.result.get(moment, {}).items()  # none where it diverged
+    ]
+    return pd.DataFrame(rows, columns=["arm", "seed", "moment", "layer", "low", "median", "high"])
+
+
+AT_LOSS, STEPS = "test accuracy at that loss", "median of the steps"  # titles
+MEASURES = {
+    **{f"change {layer}": f"change of {layer}'s gradient" for layer in WATCHED},
+    **{f"cosine {layer}": f"cosine, {layer}" for layer in WATCHED},
+    "range": "range of the loss",
+    "change": "largest change of the gradient",
+    "smoothness": "largest change by its distance",
+}
+
+
+def get_shift(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a measured step of `shift`: arm, seed, step, MEASURES (nan: not finite)."""
+    rows = []
+    for run in take(frame, claim="shift").itertuples():
+        for row in run.result.get("rows", []):
+            low, high = (math.nan if x is None else x for x in row["loss_range"])
+            flat = {f"{k} {at}": v for at, both in row["shift"].items() for k, v in both.items()}
+            rows.append({"arm": run.arm, "seed": run.seed, "range": high - low} | row | flat)
+    frame = pd.DataFrame(rows, columns=["arm", "seed", "step", *MEASURES])
+    return frame.astype(dict.fromkeys(MEASURES, float))
+
+
+def get_medians(shift: pd.DataFrame) -> pd.DataFrame:
+    """Return a row a measure, arm and seed of `shift`: the median of its steps."""
+    medians = shift.rename(columns=MEASURES).groupby(["arm", "seed"])[list(MEASURES.values())]
+    return medians.median().melt(ignore_index=False, var_name=STEPS).reset_index()
+
+
+def interpolate(losses: Sequence[float], values: Sequence[float], level: float) -> float:
+    """Return the value where `losses` first is at or below `level`, linear between two, or nan."""
+    if losses[0] <= level:
+        return values[0]
+    for (before, first), (loss, value) in pairwise(zip(losses, values, strict=True)):
+        if loss <= level:
+            return value + (first - value) * (level - loss) / (before - loss)
+    return math.nan
+
+
+def find_crossing(history: Sequence[float], goal: float) -> float:
+    """Return after how many epochs, from a guess on, an accuracy first reaches `goal`, or nan."""
+    errors = [-accuracy for accuracy in (CHANCE, *history)]
+    return interpolate(errors, range(len(errors)), -goal)
+
+
+def take_at_equal_loss(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs that ended with their test accuracy at the lowest loss that all reach."""
+    runs = runs.dropna(subset="test")
+    levels = runs.history.map(lambda history: min(history["train_loss"]))
+    levels = levels.groupby(runs.recipe).transform("max")
+    tests = [
+        interpolate(history["train_loss"], history["test_acc"], level)
+        for history, level in zip(runs.history, levels, strict=True)
+    ]
+    return runs.assign(**{"training loss": levels.map("{:.3f}".format)}, test=tests)
+
+
+# --- Tables --------------------------------------------------------------------------------------
+
+
+def format_runs(tests: pd.Series) -> str:
+    """Return the mean of the runs that ended and its 95 % interval, and how many diverged."""
+    diverged = tests.isna().sum()
+    return format_mean(tests) + (f", {diverged} diverged" if diverged else "")
+
+
+def format_factors(factors: pd.Series) -> str:
+    """Return the geometric mean, and in brackets the lowest and the highest, to three digits."""
+    mean = np.exp(np.log(factors).mean())
+    low, middle, high = (f"{float(f'{x:.3g}'):,g}" for x in (factors.min(), mean, factors.max()))
+    return f"{middle} ({low} to {high})".replace("inf", "∞")
+
+
+def make_rows(rows: Mapping[str, Mapping[str, str]]) -> str:
+    """Return a table of these cells, a row an arm."""
+    return make_markdown(pd.DataFrame.from_dict(rows, "index").rename_axis("arm"))
+
+
+def quote(cells: pd.DataFrame, title: str) -> str:
+    """Return a table with names as code in its index, under `title`, and in its columns."""
+    columns = [f"`{name}`" if isinstance(name, str) else f"{name:g}" for name in cells]
+    return make_markdown(cells.set_axis(columns, axis=1).rename("`{}`".format).rename_axis(title))
+
+
+def make_results(runs: pd.DataFrame) -> str:
+    """Return the front page's table: final test accuracy, beside what was published."""
+    table = tabulate(runs, "recipe", format_runs).reindex([*COMPARED, *WITHOUT])
+    table = table.reindex(columns=[*COMPARED_RECIPES, "quick"]).rename(columns="`{}`".format)
+    table.insert(0, "published", pd.Series(PUBLISHED))
+    table = table.rename(lambda arm: f"{LABELS[arm]} (`{arm}`)")
+    return make_markdown(table.rename_axis("normalization"))
+
+
+def make_spreads(norms: pd.DataFrame, columns: Mapping[str, tuple]) -> str:
+    """Return these aggregates over the seeds, by recipe and norm."""
+    groups = norms.rename(columns={"arm": "norm"}).groupby(["recipe", "norm"])
+    return make_markdown(groups.agg(seeds=("seed", "size"), **columns))
+
+
+def make_mcnemar(norms: pd.DataFrame, labels: Sequence[int]) -> str:
+    """Return McNemar's test of each two norms, on the test predictions of seed 1."""
+    first = take(norms, seed=1).set_index(["recipe", "arm"]).result
+    hits = first.map(lambda r: list(map(str.__eq__, r["test_predictions"], map(str, labels))))
+    rows = []
+    for recipe, pair in product(COMPARED_RECIPES, PAIRS):
+        if all((recipe, norm) in hits for norm in pair):
+            *counts, p = stats.mcnemar(*(hits[recipe, norm] for norm in pair))
+            p = f"{p:.3f}" if p >= 0.001 else "< 0.001"
+            rows.append([f"`{recipe}`", ", ".join(pair), *counts, p])
+    columns = ["recipe", "first, second", "only the first right", "only the second right", "p"]
+    return make_markdown(pd.DataFrame(rows, columns=columns).set_index("recipe"))
+
+
+def make_tuning(trials: pd.DataFrame) -> str:
+    """Return accuracy on held-out images by trial and norm over the seeds that all norms have."""
+    whole = trials.groupby(["recipe", "seed"]).arm.transform("size") == len(COMPARED)
+    trials = trials[whole | ~whole.groupby(trials.recipe).transform("any")]
+    groups = trials.assign(trial="`" + trials.recipe + "`").groupby(["trial", "arm"])
+    table = groups.validation.mean().unstack().reindex(columns=list(COMPARED))
+    table.insert(0, "seeds", groups.size().groupby("trial").max())
+    table["mean"] = table[list(COMPARED)].mean(axis=1, skipna=False)
+    return make_markdown(table.sort_values("mean", ascending=False, kind="stable"))
+
+
+def find_range(means: pd.Series) -> list[float]:
+    """Return the unbroken range of values around the best that are WITHIN it."""
+    good = means >= means.max() - WITHIN
+    stretch = (~good).cumsum()  # the same all along an unbroken range
+    return list(means.index[good & (stretch == stretch[means.idxmax()])])
+
+
+def make_rates(runs: pd.DataFrame) -> str:
+    """Return, by arm, the best peak rate, the accuracy there, and which rates work."""
+    rows = {}
+    for arm, means in get_means(runs).iterrows():
+        tests = take(runs, arm=arm).fillna({"test": CHANCE}).groupby("value").test
+        good = find_range(means) if means.max() > TRAINS else []
+        trained = tests.min().index[tests.min() > TRAINS]
+        diverged = take(runs, arm=arm).test.isna()
+        rows[f"`{arm}`"] = {
+            "best rate": f"{means.idxmax():g}" if good else "–",
+            "test accuracy there": format_mean(tests.get_group(means.idxmax())),
+            f"rates within {WITHIN:g} points": ", ".join(f"{rate:g}" for rate in good) or "–",
+            f"highest, all seeds above {TRAINS:g} %": f"{max(trained, default=math.nan):g}",
+            "runs diverged": f"{diverged.sum()} of {len(diverged)}",
+        }
+    return make_rows(rows)
+
+
+def make_speed(groups: Mapping[str, pd.DataFrame], goals: Sequence[float]) -> str:
+    """Return the epochs to each goal (%): mean and 95 % interval, or how many runs get there."""
+
+    def count(runs: pd.DataFrame, goal: float) -> str:
+        epochs = [find_crossing(history.get("test_acc", []), goal) for history in runs.history]
+        there = sum(not math.isnan(epoch) for epoch in epochs)
+        return format_mean(epochs) if there == len(epochs) else f"{there} of {len(epochs)} runs"
+
+    cells = {k: {f"to {goal} %": count(runs, goal) for goal in goals} for k, runs in groups.items()}
+    return make_rows(cells)
+
+
+def make_search(search: pd.DataFrame) -> str:
+    """Return accuracy on held-out images by recipe, rate and arm, an arm's best in bold."""
+    means = search.groupby(["recipe", "rate", "arm"]).validation.mean().unstack()
+    best = (means == means.groupby("recipe").transform("max")) & (means > TRAINS)
+    cells = means.map("{:.2f}".format).where(~best, means.map("**{:.2f}**".format))
+    cells = cells.rename(lambda name: f"`{name}`" if isinstance(name, str) else f"{name:g}")
+    return make_markdown(cells[get_arms(search)].rename(columns="`{}`".format))
+
+
+def make_scales(scales: pd.DataFrame) -> str:
+    """Return, by arm, how the scale changes with depth and how unlike a layer's channels are."""
+    rows = {f"`{arm}`": {} for arm in get_arms(scales)}
+    for arm, moment in product(get_arms(scales), ("before", "after")):
+        part = take(scales, arm=arm, moment=moment)
+        medians = part.pivot(index="seed", columns="layer", values="median")
+        spreads = np.log(part.high / part.low).groupby(part.seed).mean()
+        rows[f"`{arm}`"][f"C1 / C10 {moment}"] = format_factors(medians.C1 / medians.C10)
+        rows[f"`{arm}`"][f"spread {moment}"] = format_factors(np.exp(spreads))
+    return make_rows(rows)
+
+
+def make_shift(medians: pd.DataFrame) -> str:
+    """Return each measure by arm: the median of a run's steps, its mean over the seeds, ± 95 %."""
+    groups = medians.groupby([STEPS, "arm"], sort=False).value
+    cells = groups.agg(lambda values: format_mean(values, (".3g", ".2g"))).unstack()
+    cells = cells.reindex(index=list(MEASURES.values()), columns=get_arms(medians))
+    return make_markdown(cells.rename(columns="`{}`".format))
+
+
+def make_differences(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return what is compared, each by the name of its table's marker."""
+    runs, title, loss = get_runs(frame), "float32 - bfloat16", ["recipe", "training loss"]
+    runs = pd.concat(take(runs, recipe=r).assign(recipe=f"`{r}`") for r in COMPARED_RECIPES)
+    norms, muon = runs[runs.arm.isin(COMPARED)], take(runs, recipe="`muon`")
+    based = runs[runs.recipe.isin([f"`{recipe}`" for recipe in BASES.values()])]
+    sizes = get_batches(frame).sort_values("value", kind="stable").fillna({"test": CHANCE})
+    sizes = sizes.assign(**{"images a batch": sizes.value.map("{:g}".format)})
+    onecycle = take(frame, claim="", recipe="onecycle").rename(columns={"arm": title})
+    parts, test = {"train": "train", "test": "test", "gap": "train minus test"}, {"test": "test"}
+    gap, at_loss = {"clean_gap": "train as it is minus test"}, {"test": AT_LOSS}
+    without, bn_and = list(product(COMPARED, WITHOUT)), PAIRS[:2]
+    costs, precisions = [*without, ("he", "none")], [("float32", "bfloat16")]
+    equal, equal_muon = take_at_equal_loss(norms), take_at_equal_loss(muon)
+    medians = get_medians(get_shift(frame))
+    return {
+        "differences": differences(norms, ["recipe"], "arm", PAIRS, parts),
+        "gap-differences": differences(muon, ["recipe"], "arm", PAIRS, gap),
+        "precisions": differences(onecycle, [title], "precision", precisions, parts),
+        "costs": differences(based, ["recipe"], "arm", costs, test),
+        "batch-differences": differences(sizes, ["images a batch"], "arm", bn_and, test),
+        "equal-loss": differences(equal, loss, "arm", PAIRS, at_loss),
+        "equal-loss-without": differences(equal_muon, loss, "arm", without, at_loss),
+        "shift-differences": differences(medians, [STEPS], "arm", bn_and, {"value": STEPS}),
+    }
+
+
+def make_tables(frame: pd.DataFrame, labels: Sequence[int]) -> dict[str, str]:
+    """Return all tables by the names of their markers; `labels` are those of the test images."""
+    runs, rates, trials = get_runs(frame), get_claim(frame, "rates"), take(frame, claim="tuning")
+    norms = runs[runs.arm.isin(COMPARED)]
+    whole = norms[norms.recipe.isin(COMPARED_RECIPES)]
+    whole = whole[whole.clean.notna().groupby(whole.recipe).transform("all")]
+    best = get_means(rates).idxmax(axis=1).items()
+    at_best = {f"`{arm}`, {rate:g}": take(rates, arm=arm, value=rate) for arm, rate in best}
+    keys, ended = product(COMPARED_RECIPES, ARMS), runs.dropna(subset="test")
+    by_arm = {f"`{r}`, `{arm}`": take(ended, recipe=r, arm=arm) for r, arm in keys}
+    based = tabulate(runs, "recipe", lambda tests: f"{format_runs(tests)} ({len(tests)})")
+    batches = get_batches(frame).fillna({"test": CHANCE})
+    tables = {
+        "results": make_results(runs),
+        "seeds": make_spreads(norms, SPREADS),
+        "gaps": make_spreads(whole, GAPS),
+        "mcnemar": make_mcnemar(norms, labels),
+        "tuning": make_tuning(trials[trials.arm.isin(COMPARED)]),
+        "rates": make_rates(rates),
+        "rate-means": quote(get_means(rates), "arm"),
+        "rates-speed": make_speed(at_best, (60, 70)),
+        "speed": make_speed({k: runs for k, runs in by_arm.items() if len(runs)}, (60, 70, 80)),
+        "search": make_search(get_trials(frame, "search")),
+        "baseline": quote(based[list(BASES.values())], "arm"),
+        "batches": quote(tabulate(batches, "value", format_mean), "images a batch"),
+        "scales": make_scales(get_scales(frame)),
+        "shift": make_shift(get_medians(get_shift(frame))),
+    }
+    compared = make_differences(frame)
+    shift = compared.pop("shift-differences")
+    tables["shift-differences"] = format_differences(shift, [STEPS], "difference")
+    for name, table in compared.items():
+        rows = list(table.columns[: table.columns.get_loc("of")])
+        rows = {"gap-differences": rows[1:], "precisions": rows[:1]}.get(name, rows)
+        tables[name] = format_differences(table, rows)
+    return tables
+
+
+# --- Numbers in sentences ------------------------------------------------------------------------
+
+
+def numbers(frame: pd.DataFrame) -> dict[str, str]:
+    """Return the numbers that sentences may hold, by name, all of final test accuracies.
+
+    `muon.bn` is a mean (%), `muon.bn-gn` and `bn.muon-reference` are differences of two (points).
+    """
+    means = get_runs(frame).groupby(["recipe", "arm"]).test.mean().unstack()
+    known = {f"{recipe}.{arm}": f"{mean:.2f}" for (recipe, arm), mean in means.stack().items()}
+    for name, row in [*means.iterrows(), *means.T.iterrows()]:
+        for (one, mean), (other, less) in permutations(row.dropna().items(), 2):
+            known[f"{name}.{one}-{other}"] = f"{mean - less:.1f}"
+    return known
+
+
+MARKED = re.compile(r"([-+]?[\d.,]*)<!--= (\S+) -->")  # a number, and behind it its name
+
+
+def find_stale(text: str, known: Mapping[str, str]) -> list[str]:
+    """Return which marked numbers `renew` changes, each with its old and new value."""
+    pairs = [(name, old, known[name]) for old, name in MARKED.findall(text)]
+    return [f"{name} was {old}, is {new}" for name, old, new in pairs if old != new]
+
+
+def renew(text: str, tables: Mapping[str, str], known: Mapping[str, str]) -> str:
+    """Return a page with the tables between their markers and the numbers before theirs.
+
+    Raises KeyError for a marked number whose name is not known.
+    """
+    for name, table in tables.items():
+        pattern = rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)"
+        text = re.sub(pattern, lambda _, new=table: f"\n{new}\n\n", text, flags=re.DOTALL)
+    return MARKED.sub(lambda match: f"{known[match[2]]}<!--= {match[2]} -->", text)
+
+
+# --- Figures -------------------------------------------------------------------------------------
+
+
+def get_histories(runs: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return that column of the histories, a row a run, by epoch."""
+    histories = pd.DataFrame([history[column] for history in runs.history])
+    return histories.rename(columns=lambda epoch: epoch + 1)
+
+
+def draw_accuracies(runs: pd.DataFrame, recipes: Sequence[str], seeds: bool = False) -> Figure:
+    """Return test accuracy by epoch: an arm's mean, and a band from lowest to highest run."""
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    for axis, recipe in zip(figure.subplots(1, len(recipes), sharey=seeds), recipes, strict=True):
+        ended = take(runs, recipe=recipe).dropna(subset="test")
+        for arm in get_arms(ended):
+            epochs = get_histories(take(ended, arm=arm), "test_acc")
+            count = f", {len(epochs)} seed" + "s" * (len(epochs) != 1) if seeds else ""
+            style = STYLES[arm] | {"markersize": 4, "linewidth": 1.8, "label": LABELS[arm] + count}
+            axis.plot(epochs.columns, epochs.mean(), **style)
+            band = (epochs.columns, epochs.min(), epochs.max())
+            axis.fill_between(*band, color=style["color"], alpha=0.2, linewidth=0)
+            axis.set_xticks(range(0, len(epochs.T) + 1, 5))
+        axis.set(title=f"recipe {recipe}", xlabel="epoch")
+        axis.grid(alpha=0.3)
+        axis.legend(loc="lower right" if seeds else "best")
+    for axis in figure.axes[:1] if seeds else figure.axes:
+        axis.set_ylabel("accuracy on the test images (%)")
+    return figure
+
+
+def draw_losses(runs: pd.DataFrame, recipes: Sequence[str]) -> Figure:
+    """Return test loss by training loss from the third epoch on, of the arms that learn."""
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    for axis, recipe in zip(figure.subplots(1, len(recipes)), recipes, strict=True):
+        learned = take(runs, recipe=recipe).query("test >= @TRAINS")
+        for arm in get_arms(learned):
+            part = take(learned, arm=arm)
+            losses = (get_histories(part, f"{k}_loss").mean()[2:] for k in ("train", "test"))
+            axis.plot(*losses, label=LABELS[arm], **STYLES[arm] | {"markersize": 4})
+        axis.set(title=f"recipe {recipe}", xlabel="training loss")
+        axis.invert_xaxis()
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.axes[0].set_ylabel("loss on the test images")
+    return figure
+
+
+def draw_values(runs: pd.DataFrame, what: str, title: str, place: str) -> Figure:
+    """Return test accuracy by value, with crosses for runs that diverged, at that of a guess."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axis = figure.subplots()
+    for arm, means in get_means(runs).iterrows():
+        part, color = take(runs, arm=arm), STYLES[arm]["color"]
+        axis.plot(means.index, means, label=LABELS[arm], linewidth=1.8, **STYLES[arm])
+        axis.scatter(part.value, part.test, s=60, color=color, marker="_")
+        lost = part[part.test.isna()]
+        axis.scatter(lost.value, [CHANCE] * len(lost), s=90, color=color, marker="x")
+    values = sorted(set(runs.value))
+    axis.set(xscale="log", xlabel=what, ylabel="accuracy on the test images (%)", title=title)
+    axis.set_xticks(values, [f"{value:g}" for value in values])
+    axis.set_xticks([], minor=True)
+    axis.grid(alpha=0.3)
+    axis.legend(loc=place)
+    return figure
+
+
+def draw_scales(scales: pd.DataFrame) -> Figure:
+    """Return the channels' deviations by layer: the median, a band from 10th to 90th percentile."""
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    for axis, moment in zip(figure.subplots(1, 2, sharey=True), ("before", "after"), strict=True):
+        for arm in get_arms(scales):
+            layers = take(scales, arm=arm, moment=moment).groupby("layer", sort=False)
+            means = layers[["low", "median", "high"]].mean()
+            axis.plot(means.index, means["median"], label=LABELS[arm], **STYLES[arm])
+            band = (means.index, means.low, means.high)
+            axis.fill_between(*band, color=STYLES[arm]["color"], alpha=0.12, linewidth=0)
+        axis.set(title=f"{moment} training", xlabel="layer", yscale="log")
+        axis.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("standard deviation of a channel's output")
+    figure.axes[0].legend()
+    return figure
+
+
+def draw_shift(shift: pd.DataFrame) -> Figure:
+    """Return measures by step: means of the seeds, medians of five. `none` stands still."""
+    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    names = [f"change {layer}" for layer in WATCHED]
+    panels = figure.subplot_mosaic([names, ["range", "range", "smoothness", "smoothness"]])
+    for name, axis in panels.items():
+        for arm in get_arms(shift[shift.arm != "none"]):
+            means = take(shift, arm=arm).groupby("step")[name].mean()
+            line = means.rolling(5, center=True, min_periods=1).median()
+            axis.plot(line.index, line, label=LABELS[arm], **STYLES[arm] | {"marker": ""})
+        axis.set(title=MEASURES[name], xlabel="step")
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    panels[names[0]].set_ylabel("share of the gradient's length")
+    panels["range"].set_ylabel("loss, highest minus lowest")
+    panels["smoothness"].set_ylabel("share of its length, by steps")
+    labels = panels["range"].get_legend_handles_labels()
+    figure.legend(*labels, loc="outside lower center", ncols=len(labels[1]))
+    return figure
+
+
+def draw_normalization(data: Data) -> Figure:
+    """Return what each normalization does to the first layer's output, as in the notebooks."""
+    utils.set_seed(1)
+    block = Session8Net("bn").layers.C1
+    images = utils.get_test_transforms()(data.test.tensors[0][:32].cpu())
+    with torch.inference_mode():
+        before = block.relu(block.conv(images))
+        after = {f"after {norm}": get_norm(norm, 16)(before) for norm in COMPARED}
+    title = "The first layer's activations (C1, untrained), before and after each normalization"
+    return utils.post_normalization({"before": before, **after}, title)
+
+
+def draw_quoted(data: Data) -> dict[str, Figure]:
+    """Return the figures of the notebooks' own runs, each by its name."""
+    paths = compare.find_runs("muon", 1, [ROOT / "results" / "float32"])
+    results, predictions = compare.predict(paths, data.test)
+    data = data.to(torch.device("cpu"))
+    figures = {"comparison": compare.draw(results, predictions, data.test, data.classes)}
+    labels, classes = data.test.tensors[1], data.classes
+    for norm, seen in predictions.items():
+        title = f"{NAMES[norm]} normalization, recipe muon, seed 1, float32"
+        history = results[norm]["history"]
+        figures |= {
+            f"curves-{norm}": utils.post_accuracyplots(history, title, norm),
+            f"misclassified-{norm}": utils.post_misclassified(data.test, seen, classes, title),
+            f"confusion-{norm}": utils.post_confusion(seen, labels, classes, title),
+        }
+    return figures
+
+
+def draw_figures(frame: pd.DataFrame) -> dict[str, Figure]:
+    """Return the figures of many runs, each by its name."""
+    runs = get_runs(frame)
+    crosses = "After 4 epochs (line: mean, dash: one run, cross: a run that diverged)"
+    grown = "After 5 epochs, the rate in proportion to the batch (line: mean, dash: one run)"
+    rates = (get_claim(frame, "rates"), "peak learning rate of SGD", crosses)
+    return {
+        "accuracy": draw_accuracies(runs[runs.arm.isin(COMPARED)], COMPARED_RECIPES, seeds=True),
+        "losses": draw_losses(runs, COMPARED_RECIPES),
+        "baseline": draw_accuracies(runs, list(BASES.values())),
+        "rates": draw_values(*rates, "center left"),
+        "batches": draw_values(get_batches(frame), "images a batch", grown, "lower center"),
+        "scales": draw_scales(get_scales(frame)),
+        "shift": draw_shift(get_shift(frame)),
+    }
+
+
+def main() -> None:
+    what = "Renew the tables, figures and marked numbers of both pages from results/."
+    argparse.ArgumentParser(description=what).parse_args()  # --help alone
+    frame, data = load_frame(), get_data(utils.get_recipe("muon"))
+    tables = make_tables(frame, data.test.tensors[1].tolist())
+    known, contents = numbers(frame), {}
+    for page in (ROOT / "README.md", ROOT / "experiments" / "README.md"):
+        text = page.read_text(encoding="utf-8")
+        for line in find_stale(text, known):
+            print(line)
+        contents[page] = renew(text, tables, known).encode()
+    figures = draw_figures(frame) | draw_quoted(data) | {"normalization": draw_normalization(data)}
+    for name, figure in figures.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=110)
+        contents[ROOT / "images" / f"{name}.png"] = buffer.getvalue()
+    write_whole(contents)
+
+
+if __name__ == "__main__":
+    main()
