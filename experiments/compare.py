@@ -77,7 +77,7 @@ def make_table(
     """Return final accuracies (%) and the number of images that one network alone has right."""
     lines = [f"{'':6}{'train':>8}{'test':>8}{'right alone':>13}{'minutes':>9}"]
     for norm, result in results.items():
-        train, test = (result["history"][f"{part}_acc"][-1] for part in ("train", "test"))
+        train, test = result["clean_train_acc"], result["history"]["test_acc"][-1]
         alone = len(find_alone(predictions, labels, norm))
         minutes = sum(result["history"]["seconds"]) / 60
         lines.append(f"{norm:6}{train:8.2f}{test:8.2f}{alone:13,}{minutes:9.1f}")

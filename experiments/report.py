@@ -33,9 +33,9 @@ WITHIN = 2.0  # points below its best at which an arm still counts as good
 BASES = {"sgd": "onecycle", "muon": "muon"}  # the recipe that a value of `baseline` begins with
 WITHOUT = ("he", "none")  # arms without a normalization
 SPREADS = {
-    f"{part} {what}": (part, function)
-    for part in ("train", "test")
-    for what, function in {"mean": "mean", "s.d.": "std", "± 95 %": stats.get_half_width}.items()
+    "test mean": ("test", "mean"),
+    "s.d.": ("test", "std"),
+    "± 95 %": ("test", stats.get_half_width),
 }
 GAPS = {
     "train images as they are": ("clean", "mean"),
@@ -115,7 +115,7 @@ def get_scales(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["arm", "seed", "moment", "layer", "low", "median", "high"])
 
 
-AT_LOSS, STEPS = "test accuracy at that loss", "median of the steps"  # titles
+STEPS = "median of the steps"  # a title
 MEASURES = {
     **{f"change {layer}": f"change of {layer}'s gradient" for layer in WATCHED},
     **{f"cosine {layer}": f"cosine, {layer}" for layer in WATCHED},
@@ -157,18 +157,6 @@ def find_crossing(history: Sequence[float], goal: float) -> float:
     """Return after how many epochs, from a guess on, an accuracy first reaches `goal`, or nan."""
     errors = [-accuracy for accuracy in (CHANCE, *history)]
     return interpolate(errors, range(len(errors)), -goal)
-
-
-def take_at_equal_loss(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs that ended with their test accuracy at the lowest loss that all reach."""
-    runs = runs.dropna(subset="test")
-    levels = runs.history.map(lambda history: min(history["train_loss"]))
-    levels = levels.groupby(runs.recipe).transform("max")
-    tests = [
-        interpolate(history["train_loss"], history["test_acc"], level)
-        for history, level in zip(runs.history, levels, strict=True)
-    ]
-    return runs.assign(**{"training loss": levels.map("{:.3f}".format)}, test=tests)
 
 
 # --- Tables --------------------------------------------------------------------------------------
@@ -306,27 +294,23 @@ def make_shift(medians: pd.DataFrame) -> str:
 
 def make_differences(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return what is compared, each by the name of its table's marker."""
-    runs, title, loss = get_runs(frame), "float32 - bfloat16", ["recipe", "training loss"]
+    runs, title = get_runs(frame), "float32 - bfloat16"
     runs = pd.concat(take(runs, recipe=r).assign(recipe=f"`{r}`") for r in COMPARED_RECIPES)
     norms, muon = runs[runs.arm.isin(COMPARED)], take(runs, recipe="`muon`")
     based = runs[runs.recipe.isin([f"`{recipe}`" for recipe in BASES.values()])]
     sizes = get_batches(frame).sort_values("value", kind="stable").fillna({"test": CHANCE})
     sizes = sizes.assign(**{"images a batch": sizes.value.map("{:g}".format)})
     onecycle = take(frame, claim="", recipe="onecycle").rename(columns={"arm": title})
-    parts, test = {"train": "train", "test": "test", "gap": "train minus test"}, {"test": "test"}
-    gap, at_loss = {"clean_gap": "train as it is minus test"}, {"test": AT_LOSS}
-    without, bn_and = list(product(COMPARED, WITHOUT)), PAIRS[:2]
-    costs, precisions = [*without, ("he", "none")], [("float32", "bfloat16")]
-    equal, equal_muon = take_at_equal_loss(norms), take_at_equal_loss(muon)
+    test, gap = {"test": "test"}, {"clean_gap": "train as it is minus test"}
+    costs, bn_and = [*product(COMPARED, WITHOUT), ("he", "none")], PAIRS[:2]
+    precisions = [("float32", "bfloat16")]
     medians = get_medians(get_shift(frame))
     return {
-        "differences": differences(norms, ["recipe"], "arm", PAIRS, parts),
+        "differences": differences(norms, ["recipe"], "arm", PAIRS, test),
         "gap-differences": differences(muon, ["recipe"], "arm", PAIRS, gap),
-        "precisions": differences(onecycle, [title], "precision", precisions, parts),
+        "precisions": differences(onecycle, [title], "precision", precisions, test),
         "costs": differences(based, ["recipe"], "arm", costs, test),
         "batch-differences": differences(sizes, ["images a batch"], "arm", bn_and, test),
-        "equal-loss": differences(equal, loss, "arm", PAIRS, at_loss),
-        "equal-loss-without": differences(equal_muon, loss, "arm", without, at_loss),
         "shift-differences": differences(medians, [STEPS], "arm", bn_and, {"value": STEPS}),
     }
 
@@ -435,23 +419,6 @@ def draw_accuracies(runs: pd.DataFrame, recipes: Sequence[str], seeds: bool = Fa
     return figure
 
 
-def draw_losses(runs: pd.DataFrame, recipes: Sequence[str]) -> Figure:
-    """Return test loss by training loss from the third epoch on, of the arms that learn."""
-    figure = Figure(figsize=(12, 4.2), layout="constrained")
-    for axis, recipe in zip(figure.subplots(1, len(recipes)), recipes, strict=True):
-        learned = take(runs, recipe=recipe).query("test >= @TRAINS")
-        for arm in get_arms(learned):
-            part = take(learned, arm=arm)
-            losses = (get_histories(part, f"{k}_loss").mean()[2:] for k in ("train", "test"))
-            axis.plot(*losses, label=LABELS[arm], **STYLES[arm] | {"markersize": 4})
-        axis.set(title=f"recipe {recipe}", xlabel="training loss")
-        axis.invert_xaxis()
-        axis.grid(alpha=0.3)
-        axis.legend()
-    figure.axes[0].set_ylabel("loss on the test images")
-    return figure
-
-
 def draw_values(runs: pd.DataFrame, what: str, title: str, place: str) -> Figure:
     """Return test accuracy by value, with crosses for runs that diverged, at that of a guess."""
     figure = Figure(figsize=(9, 5), layout="constrained")
@@ -547,7 +514,6 @@ def draw_figures(frame: pd.DataFrame) -> dict[str, Figure]:
     rates = (get_claim(frame, "rates"), "peak learning rate of SGD", crosses)
     return {
         "accuracy": draw_accuracies(runs[runs.arm.isin(COMPARED)], COMPARED_RECIPES, seeds=True),
-        "losses": draw_losses(runs, COMPARED_RECIPES),
         "baseline": draw_accuracies(runs, list(BASES.values())),
         "rates": draw_values(*rates, "center left"),
         "batches": draw_values(get_batches(frame), "images a batch", grown, "lower center"),

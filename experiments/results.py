@@ -80,8 +80,8 @@ def make_row(result: dict, folder: str) -> dict:
     last["clean"] = result.get("clean_train_acc", math.nan)
     key = {"recipe": name, "claim": claim, "value": value, "arm": result["norm"]}
     key |= {"seed": result["seed"], "precision": result["environment"]["precision"]}
-    gaps = {"gap": last["train"] - last["test"], "clean_gap": last["clean"] - last["test"]}
-    return key | last | gaps | {"history": history, "result": result}
+    gap = {"clean_gap": last["clean"] - last["test"]}
+    return key | last | gap | {"history": history, "result": result}
 
 
 def load_frame(folder: Path = ROOT / "results"):
@@ -89,7 +89,7 @@ def load_frame(folder: Path = ROOT / "results"):
 
     `claim` is the claim's name, "tuning", or "" for a notebook's run; `value` is what it varies.
     `train`, `test`, `validation` and `clean` (all training images, without augmentation) are final
-    accuracies (%), nan where there is none; `gap` and `clean_gap` are train and clean minus test.
+    accuracies (%), nan where there is none; `clean_gap` is clean minus test.
     """
     import pandas as pd  # compare.py and benchmark.py run without experiments/requirements.txt
 
