@@ -1,9 +1,6 @@
-"""Runs of the notebooks: each is the run that was asked for, and a failure stops no other."""
+"""Many runs at a time: each is the one that was asked for, and none outlives its command."""
 
-import argparse
-import contextlib
 import json
-import operator
 import os
 import re
 import shutil
@@ -11,10 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
+import torch
 
 from common import NOTEBOOKS, ROOT, make_run
 from experiments import replicate
@@ -22,7 +20,8 @@ from experiments import replicate
 
 @pytest.fixture
 def repository(tmp_path):
-    """A copy of the code and the notebooks: a run leaves its checkpoint where its notebook is."""
+    """A copy of the code and the notebooks, since a run leaves its checkpoint beside them."""
+    pytest.importorskip("papermill", reason="needs experiments/requirements.txt")
     copy = tmp_path / "repository"
     shutil.copytree(ROOT / "experiments", copy / "experiments")
     for path in (*ROOT.glob("*.py"), *NOTEBOOKS.values()):
@@ -30,152 +29,139 @@ def repository(tmp_path):
     return copy
 
 
-def test_two_seeds_run_at_a_time_each_as_its_own_notebook(repository, tmp_path):
-    command = [sys.executable, "-m", "experiments.replicate", "--norms", "ln"]
-    command += ["--recipes", "smoke", "--seeds", "2", "3", "--processes", "2", "--keep", tmp_path]
-    said = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
-    assert said.stdout.startswith("0 of 2 runs are in results/ already.")
-    assert re.search(
-        r"^smoke-ln-seed\d is done, .* \[1 of 2, about \d+ minutes left\]$", said.stdout, re.M
-    )
-    assert not set("\r\x1b") & set(said.stdout + said.stderr), "no terminal, but control characters"
-    trained = []
-    for seed in (2, 3):
-        assert f"smoke-ln-seed{seed} is done" in said.stdout
-        for epoch in (1, 2, 3):  # while it runs
-            assert re.search(rf"^smoke-ln-seed{seed}: +{epoch} +0\.", said.stdout, re.M)
-        (path,) = tmp_path.rglob(f"smoke-ln-seed{seed}.ipynb")
-        assert path.parent.name in ("float32", "bfloat16")
-        notebook = nbformat.read(path, 4)
-        text = json.dumps(notebook)
-        assert f"| ln | recipe smoke | seed {seed} | " in text
-        assert "CPU threads: 1\\n" in text
-        trained += [cell for cell in notebook.cells if "utils.fit(" in cell.source]
-    assert trained[0].outputs != trained[1].outputs, "the seed changed nothing"
+def write_notebook(repository, source):
+    """Replace the notebook of bn by one that has parameters and this cell."""
+    notebook = nbformat.read(NOTEBOOKS["bn"], 4)
+    notebook.cells = [nbformat.v4.new_code_cell(text) for text in ("norm = 'bn'", source)]
+    notebook.cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(notebook, repository / NOTEBOOKS["bn"].name)
 
 
-def test_what_is_done_is_said_also_where_nothing_is_left(monkeypatch, capsys):
-    folder = ROOT / "results" / "tuning"
-    options = argparse.Namespace(processes=1, threads=1)
-    runs = [make_run("smoke", norm) for norm in ("bn", "gn")]
-    monkeypatch.setattr(replicate, "run_all", lambda _, jobs, *__: print(*jobs))
-    replicate.run_left(print, runs, folder, options, is_done=lambda run, _: run.norm == "bn")
-    assert capsys.readouterr().out.splitlines() == [
-        "1 of 2 runs are in results/tuning/ already.",
-        "smoke-gn-seed1",
-    ]
+def start(repository, *options):
+    command = [sys.executable, "-m", "experiments.replicate", "--recipes", "smoke", *options]
+    return subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, text=True)
 
 
-def test_a_job_that_fails_stops_no_other(capsys, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("CIFAR10_ROOT", "data")
-    jobs = {"one": (1, 0), "two": (6, 4)}
-    with pytest.raises(SystemExit, match="1 of 2 runs failed; run this again"):
-        replicate.run_all(operator.truediv, jobs, processes=1, threads=1)
-    said = capsys.readouterr().out
-    assert "1.5 [" in said
-    assert "one failed: ZeroDivisionError: division by zero" in said
+def test_a_notebook_gets_the_run_as_parameters(repository):
+    names = ("norm", "recipe", "seed", "precision", "results")
+    source = f"import json, os\nvalues = [{', '.join(names)}, os.environ['OMP_NUM_THREADS']]\n"
+    source += "with open(f'{norm}-{seed}.json', 'w', encoding='utf-8') as file:\n"
+    write_notebook(repository, source + "    json.dump(values, file)")
+    options = ["--norms", "bn", "none", "--seeds", "2", "2", "3", "--processes", "3"]
+    said = start(repository, *options, "--threads", "2", "--keep", "kept").communicate()[0]
+    assert said.startswith("0 of 4 runs are done already.\n")
+    assert re.search(r"^smoke-bn-seed3 is done, after .* \[\d of 4, about \d+ min", said, re.M)
+    for norm in ("bn", "none"):
+        for seed in (2, 3):
+            values = json.loads((repository / f"{norm}-{seed}.json").read_text(encoding="utf-8"))
+            assert values[:3] + values[4:] == [norm, "smoke", seed, "results", "2"]
+            assert (repository / "kept" / values[3] / f"smoke-{norm}-seed{seed}.ipynb").exists()
 
 
-def test_a_process_that_is_killed_stops_no_other_and_is_named(capsys, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("CIFAR10_ROOT", "data")
-    jobs = {"killed": ("import os; os.kill(os.getpid(), 9)",), "other": ("pass",)}
-    with pytest.raises(SystemExit, match="1 of 2 runs failed"):
-        replicate.run_all(exec, jobs, processes=2, threads=1)
-    said = capsys.readouterr().out
-    assert "killed failed: BrokenProcessPool: A process" in said
-    assert "None [" in said, "what exec returns"
-
-
-@pytest.mark.parametrize("to", ["all", "the script alone"])
-def test_an_interrupt_ends_the_jobs_and_begins_no_other(to):
-    job = "import os, pathlib, time; pathlib.Path('begun').write_text(str(os.getpid()))"
-    job += "; time.sleep(300)"
-    code = (
-        "from experiments import replicate; import signal\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & ignores it
-        f"replicate.run_all(exec, dict.fromkeys('abc', ({job!r},)), 1, 1)"
-    )
-    options = {"env": os.environ | {"PYTHONPATH": str(ROOT)}, "text": True}
-    command = [sys.executable, "-c", code]
-    parent = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, **options)
-    try:
-        end = time.monotonic() + 120
-        while not Path("begun").exists() and time.monotonic() < end:
-            time.sleep(0.1)
-        assert Path("begun").exists()
-        if to == "all":
-            os.killpg(parent.pid, signal.SIGINT)  # what Ctrl-C does
-        else:
-            parent.terminate()
-        assert "Interrupted. Run this again" in parent.communicate(timeout=60)[1]
-        with pytest.raises(ProcessLookupError):
-            os.kill(int(Path("begun").read_text()), 0)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(parent.pid, signal.SIGKILL)
-
-
-def test_a_run_that_fails_says_why(repository, monkeypatch):
-    monkeypatch.setattr(replicate, "ROOT", repository)
-    run = make_run(name="none")
-    with pytest.raises(RuntimeError, match="^ValueError: RECIPE is 'none'"):
-        replicate.run_notebook(run)
-
-
-@pytest.mark.parametrize("norm", NOTEBOOKS)
-def test_a_norm_with_a_notebook_runs_it_as_it_is(norm):
-    assert replicate.read_notebook(norm) == nbformat.read(NOTEBOOKS[norm], 4)
-
-
-def test_a_norm_without_a_notebook_runs_another_s(repository, tmp_path, monkeypatch):
-    monkeypatch.setattr(replicate, "ROOT", repository)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    replicate.run_notebook(make_run("smoke", "none", 3), tmp_path)
-    path = tmp_path / "float32" / "smoke-none-seed3.ipynb"
+def test_a_real_notebook_trains_a_norm_without_one(repository, tmp_path):
+    options = ["--norms", "none", "--seeds", "3", "--keep", str(tmp_path / "kept")]
+    process = start(repository, *options)
+    said = process.communicate()[0]
+    assert process.returncode == 0, said
+    for epoch in (1, 2, 3):
+        assert re.search(rf"^smoke-none-seed3: +{epoch}\b", said, re.M)
+    (path,) = (tmp_path / "kept").rglob("*.ipynb")
     text = path.read_text(encoding="utf-8")
-    assert '"execution":' not in text, "times of the cells"
-    assert "| none | recipe smoke | seed 3 | float32" in text
+    assert "| none | recipe smoke | seed 3 | " in text
+    assert "Total params: 48,448" in text
     assert "ScaleAndShift-3" in text
     assert "BatchNorm2d-3" not in text
-    assert "Total params: 48,448" in text
 
 
-def test_the_precision_is_that_of_the_variable_or_the_machine_s(monkeypatch):
-    for precision in ("float32", "bfloat16"):
-        monkeypatch.setenv("PRECISION", precision)
-        assert replicate.parse([]).precision == precision
-    monkeypatch.setenv("PRECISION", "float16")
-    with pytest.raises(SystemExit, match="must be one of 'native', 'float32', 'bfloat16'"):
-        replicate.parse(["--help"])
+SLEEPER = """
+import os, pathlib, time
+pathlib.Path({path!r} + ".part").write_text(str(os.getpid()))
+os.rename({path!r} + ".part", {path!r})
+time.sleep(120)
+"""
+
+
+def test_a_killed_command_leaves_no_kernel_behind(repository):
+    write_notebook(repository, SLEEPER.format(path=str(repository / "begun")))
+    process = start(repository, "--norms", "bn", "--seeds", "1")
+    kernel = get_job(repository / "begun")
+    process.kill()
+    process.communicate()
+    wait_until(lambda: is_gone(kernel), 10)
+
+
+def test_an_interrupt_ends_the_jobs_at_once(tmp_path):
+    sleeper = SLEEPER.format(path=str(tmp_path / "begun"))
+    (tmp_path / "sleeper.py").write_text(sleeper, encoding="utf-8")
+    code = "import signal; from experiments.replicate import run_all\n"
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & ignores it
+    code += "run_all({'a': ['sleeper'], 'b': ['sleeper']}, 1, 1)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, tmp_path)))}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    job = get_job(tmp_path / "begun")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == 130
+    wait_until(lambda: is_gone(job), 10)
+
+
+def wait_until(happened, seconds):
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def get_job(begun):
+    """Return the id of the process that writes this file, when it is there."""
+    wait_until(begun.exists, 90)
+    return int(begun.read_text())
+
+
+def is_gone(pid):
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.fixture
+def run_code(tmp_path, monkeypatch):
+    """A function that runs pieces of code as jobs, by their names."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("CIFAR10_ROOT", "data")
+
+    def run(processes=1, **jobs):
+        for name, code in jobs.items():
+            (tmp_path / f"job_{name}.py").write_text(code, encoding="utf-8")
+        replicate.run_all({name: [f"job_{name}"] for name in jobs}, processes, 1)
+
+    return run
+
+
+def test_a_job_that_fails_stops_no_other_and_is_named(run_code, capsys):
+    killed = "import os; os.kill(os.getpid(), 9)"
+    with pytest.raises(SystemExit, match="2 of 3 runs failed; to go on, give the same command"):
+        run_code(wrong="print('begun'); 1 / 0", killed=killed, right="print('well')")
+    said = capsys.readouterr().out
+    assert "wrong: begun\n" in said
+    assert "wrong failed (status 1): ZeroDivisionError: division by zero [1 of 3" in said
+    assert "killed failed (status -9)" in said
+    assert "right: well\n" in said
+    assert "right is done" in said
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--processes", "0"], "it is '0', but must be a whole number from 1 on"),
-        (["--threads", "-1"], "--threads"),
-        (["--threads", "1.5"], "it is '1.5', but must be a whole number from 1 on"),
-        (["--seeds", "4294967296"], "from 0 to 4294967295"),
-        (["--norms", "BN"], "invalid choice: 'BN'"),
-        (["--recipes", "twocycle"], "'onecycle'"),
-        (["--keep", __file__], f"'{__file__}' can't be a folder"),
-    ],
+    ("visible", "expected"), [("4,7", "4 7"), ("MIG-a", "MIG-a MIG-a"), (None, "0 1")]
 )
-def test_an_option_out_of_its_range_says_what_is_right(options, said, capsys):
-    with pytest.raises(SystemExit):
-        replicate.parse(options)
-    assert said in capsys.readouterr().err
+def test_jobs_take_the_gpus_in_turn(visible, expected, run_code, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    code = "import os; print('gpu', os.environ['CUDA_VISIBLE_DEVICES'])"
+    run_code(processes=2, a=code, b=code)
+    said = capsys.readouterr().out
+    assert " ".join(sorted(re.findall(r"gpu (\S+)", said))) == expected
 
 
-def test_a_folder_may_name_a_variable_and_is_made(tmp_path, monkeypatch):
-    monkeypatch.setenv("KEPT", str(tmp_path))
-    assert replicate.parse(["--keep", "$KEPT/notebooks"]).keep == tmp_path / "notebooks"
-    assert (tmp_path / "notebooks").is_dir()
-
-
-def test_a_run_that_is_asked_for_twice_is_run_once():
+def test_runs_come_once_and_the_first_seed_first():
     options = replicate.parse(["--seeds", "2", "2", "1", "--norms", "bn", "ln", "bn"])
     runs = replicate.get_runs([make_run().recipe], options)
     assert [(run.norm, run.seed) for run in runs] == [("bn", 2), ("ln", 2), ("bn", 1), ("ln", 1)]
