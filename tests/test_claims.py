@@ -85,7 +85,7 @@ def test_he_initialization_keeps_the_signal():
     none, he = (
         torch.tensor(claims.get_deviations(model, images)["C10"]).mean()
         for arm in ("none", "he")
-        for model in claims.assemble(utils.Run(recipe, arm, 1, "float32"), data)[:1]
+        for model in utils.assemble(utils.Run(recipe, arm, 1, "float32"), data)[:1]
     )
     assert none < 0.001
     assert 0.1 < he < 10
@@ -139,7 +139,7 @@ def small(tmp_path, monkeypatch):
 
 def fit(run, folder):
     """Return the trained network and the history of the run, without a claim's measurements."""
-    parts = claims.assemble(run, draw_gratings())
+    parts = utils.assemble(run, draw_gratings())
     return parts[0], utils.fit(run, *parts, folder=folder)
 
 
