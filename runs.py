@@ -105,7 +105,7 @@ RECIPES = {
             flip=0.1,
         ),
         # Proves in seconds that everything runs. No flip: it would turn 18 degrees into 162.
-        Recipe("smoke", data=GRATINGS, epochs=3, batch_size=32, lr=0.01, flip=0.0),
+        replace(_MUON, name="smoke", data=GRATINGS, epochs=3, batch_size=64, flip=0.0),
     )
 }
 

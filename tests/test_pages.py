@@ -10,7 +10,7 @@ import torch
 
 import utils
 from common import NOTEBOOKS, PAGES, ROOT, get_rows
-from experiments import benchmark, claims, compare, replicate, tune
+from experiments import benchmark, claims, compare, replicate
 from models import Session8Net
 
 README, LAB = PAGES.values()
