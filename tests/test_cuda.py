@@ -1,0 +1,110 @@
+"""The path on CUDA, without a GPU: PyTorch's fake tensors have a device and a shape, no values.
+
+Each operation refuses tensors on two devices, and each wait for a value raises.
+"""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.data import TensorDataset
+
+import runs
+import utils
+from common import make_run
+from models import Session8Net
+
+pytestmark = pytest.mark.skipif(
+    not torch.backends.cuda.is_built(), reason="fake CUDA tensors need the CUDA build of PyTorch"
+)
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def driver(monkeypatch):
+    """Stand in for what asks a driver, which is not there: its answers, and the backward pass."""
+    for name, answer in (
+        ("is_bf16_supported", True),
+        ("get_device_name", "a fake"),
+        ("get_rng_state", torch.get_rng_state()),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: None)
+
+
+def make_parts(run, monkeypatch):
+    """Return what `utils.assemble` does, made on the fake device, with made-up gradients."""
+    dataset = TensorDataset(
+        torch.zeros(7, 3, 32, 32, dtype=torch.uint8, device=CUDA),
+        torch.zeros(7, dtype=torch.int64, device=CUDA),
+    )
+    train_loader = utils.Loader(dataset, utils.get_train_transforms(run.recipe), 4, shuffle=True)
+    test_loader = utils.Loader(dataset, utils.get_test_transforms(), 4, shuffle=False)
+    with CUDA:
+        model = Session8Net(run.norm, run.recipe.groups, run.recipe.dropout)
+
+    def backward(loss):
+        assert loss.device == CUDA
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    optimizer = utils.get_optimizer(model, run.recipe)
+    scheduler = utils.get_scheduler(optimizer, run.recipe, len(train_loader))
+    loss = utils.get_loss(run.recipe)
+    return model, train_loader, test_loader, optimizer, scheduler, loss
+
+
+def find_devices(nest):
+    return {leaf.device for leaf in tree_leaves(nest) if isinstance(leaf, torch.Tensor)}
+
+
+@pytest.mark.parametrize("precision", runs.PRECISIONS)
+@pytest.mark.parametrize(
+    ("recipe", "norm"),
+    [
+        *((recipe, "gn") for recipe in utils.RECIPES),
+        ("muon", "bn"),
+        ("muon", "ln"),
+        ("muon", "none"),
+    ],
+)
+def test_a_run_stays_on_its_device_and_no_step_waits(recipe, norm, precision, monkeypatch):
+    run = make_run(recipe, norm, precision=precision, rotation=5.0)
+    with FakeTensorMode():
+        model, train_loader, test_loader, optimizer, scheduler, loss = make_parts(run, monkeypatch)
+        computed = set()
+        model.layers.C2.conv.register_forward_hook(lambda *args: computed.add(args[2].dtype))
+        # Training asks for the losses' values when all its steps are done, and no sooner.
+        with pytest.raises(DataDependentOutputException):
+            utils.train(model, train_loader, optimizer, scheduler, loss, precision)
+        assert scheduler.last_epoch == len(train_loader) == 2
+        prediction, labels = utils.predict(model, test_loader, precision)
+        assert prediction.shape == (7, 10)
+        counted = [loss(prediction, labels), utils.GetCorrectPredCount(prediction, labels)]
+        parts = [model.state_dict(), optimizer.state_dict(), prediction, labels, counted]
+        assert find_devices(parts) == {CUDA}
+        assert computed == {getattr(torch, precision)}
+
+
+@pytest.mark.parametrize("recipe", ["muon", "onecycle"])
+def test_a_checkpoint_goes_back_to_the_device(recipe, monkeypatch):
+    run, kept = make_run(recipe, "bn"), []
+    for name in ("check_finite", "describe_parts"):  # they ask for values
+        monkeypatch.setattr(runs, name, lambda *_, **__: {})
+    monkeypatch.setattr(runs, "make_pt", kept.append)
+    monkeypatch.setattr(runs, "write_whole", lambda contents: next(iter(contents)).touch())
+    with FakeTensorMode():
+        parts = model, _, _, optimizer, _, _ = make_parts(run, monkeypatch)
+        torch.Tensor.backward(torch.zeros((), device=CUDA))
+        optimizer.step()
+        checkpoint = runs.Checkpoint(run, parts, ".")
+        checkpoint.path.parent.mkdir()
+        checkpoint.save({"lr": [0.1]})
+        state = tree_map_only(torch.Tensor, torch.Tensor.cpu, kept[0])  # as torch.load reads it
+        monkeypatch.setattr(runs.Checkpoint, "_read", lambda self: state)
+        assert checkpoint.load() == {"lr": [0.1]}
+        states = [model.state_dict(), optimizer.state_dict()]
+        assert find_devices(states) == {CUDA}
+        assert len(optimizer.state) == len(list(model.parameters()))
