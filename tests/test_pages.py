@@ -74,9 +74,7 @@ def test_the_commands_are_there_and_ci_runs_the_one_for_the_tests():
 def test_the_experiments_take_the_options_that_are_shown(monkeypatch):
     monkeypatch.delenv("RECIPE")
     shown = re.findall(r"\.venv/bin/python -m experiments\.(\w+)(.*)", "\n".join(COMMANDS))
-    parsers = {
-        m.__name__.split(".")[1]: m.parse for m in (replicate, claims, compare, benchmark)
-    }
+    parsers = {m.__name__.split(".")[1]: m.parse for m in (replicate, claims, compare, benchmark)}
     for name, options in shown:
         assert (ROOT / "experiments" / f"{name}.py").is_file()
         if name in parsers and "$" not in options:
