@@ -135,15 +135,16 @@ def run_code(tmp_path, monkeypatch):
     return run
 
 
-def test_a_job_that_fails_stops_no_other_and_is_named(run_code, capsys):
+def test_a_job_that_fails_stops_no_other_and_is_named(run_code, tmp_path, capsys):
     killed = "import os; os.kill(os.getpid(), 9)"
+    right = "import os; print(os.environ['CIFAR10_ROOT'])"  # absolute: it runs elsewhere
     with pytest.raises(SystemExit, match="2 of 3 runs failed; to go on, give the same command"):
-        run_code(wrong="print('begun'); 1 / 0", killed=killed, right="print('well')")
+        run_code(wrong="print('begun'); 1 / 0", killed=killed, right=right)
     said = capsys.readouterr().out
     assert "wrong: begun\n" in said
     assert "wrong failed (status 1): ZeroDivisionError: division by zero [1 of 3" in said
     assert "killed failed (status -9)" in said
-    assert "right: well\n" in said
+    assert f"right: {tmp_path / 'data'}\n" in said
     assert "right is done" in said
 
 
