@@ -275,8 +275,7 @@ def make_search(search: pd.DataFrame) -> str:
 def make_scales(scales: pd.DataFrame) -> str:
     """Return, by arm, how the scale changes with depth and how unlike a layer's channels are."""
     rows = {f"`{arm}`": {} for arm in get_arms(scales)}
-    for arm, moment in product(get_arms(scales), ("before", "after")):
-        part = take(scales, arm=arm, moment=moment)
+    for (arm, moment), part in scales.groupby(["arm", "moment"], sort=False):
         medians = part.pivot(index="seed", columns="layer", values="median")
         spreads = np.log(part.high / part.low).groupby(part.seed).mean()
         rows[f"`{arm}`"][f"C1 / C10 {moment}"] = format_factors(medians.C1 / medians.C10)
@@ -338,7 +337,7 @@ def make_tables(frame: pd.DataFrame, labels: Sequence[int]) -> dict[str, str]:
         "rates-speed": make_speed(at_best, (60, 70)),
         "speed": make_speed({k: runs for k, runs in by_arm.items() if len(runs)}, (60, 70, 80)),
         "search": make_search(get_trials(frame, "search")),
-        "baseline": quote(based[list(BASES.values())], "arm"),
+        "baseline": quote(based.reindex(columns=list(BASES.values())), "arm"),
         "batches": quote(tabulate(batches, "value", format_mean), "images a batch"),
         "scales": make_scales(get_scales(frame)),
         "shift": make_shift(get_medians(get_shift(frame))),

@@ -1,0 +1,149 @@
+"""Reading results: the right run and its own weights, or an error that names the file."""
+
+import json
+from collections import Counter
+from dataclasses import asdict
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+import utils
+from cifar10 import load_cifar10
+from common import ROOT, draw_images, make_run, need_packages
+from experiments import results as records
+from models import Session8Net
+
+COMMITTED = {
+    (precision, *key): result
+    for precision in ("float32", "bfloat16")
+    for key, result in records.load_results(ROOT / "results" / precision).items()
+    if key[0] in utils.RECIPES and key[1] in records.COMPARED and key[2] in records.SEEDS
+}
+
+
+def write(folder, run, **changes):
+    """Write a result of the run, and return its path."""
+    result = {"recipe": asdict(run.recipe), "norm": run.norm, "seed": run.seed, "history": {}}
+    result |= {"environment": {"precision": run.precision}} | changes
+    path = run.get_path(folder, ".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result), encoding="utf-8")
+    return path
+
+
+def test_a_frame_has_a_row_a_run_of_all_folders(tmp_path):
+    need_packages()
+    history = {"train_acc": [50.0, 90.0], "test_acc": [60.0, 85.0]}
+    write(tmp_path, make_run(), history=history, clean_train_acc=88.0)
+    write(tmp_path, make_run(seed=6))  # of no page's seed
+    write(tmp_path / "tuning", make_run(name="start"), history={"validation_acc": [1.0, 70.0]})
+    write(tmp_path / "claims", make_run(name="rates-0.3", norm="he"), diverged="It did.")
+    frame = records.load_frame(tmp_path).set_index("recipe").drop(columns=["history", "result"])
+    assert frame[["claim", "value", "arm"]].T.to_dict("list") == {
+        "rates-0.3": ["rates", "0.3", "he"],
+        "onecycle": ["", "", "bn"],
+        "start": ["tuning", "", "bn"],
+    }
+    run = frame.loc["onecycle"]
+    assert (run.train, run.test, run.clean, run.gap, run.clean_gap) == (90, 85, 88, 5, 3)
+    assert frame.loc["start"].validation == 70
+    assert frame.test.isna().tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("text", ["half of it", "[]", '{"recipe": {"name": "x"}}'])
+def test_what_is_no_result_is_named(text, tmp_path):
+    path = tmp_path / "onecycle-bn-seed1.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match="onecycle-bn-seed1.json is not the result of a run"):
+        records.load_results(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["float32/a-copy", "float32/onecycle-bn-seed2", "bfloat16/{}"])
+def test_a_result_under_the_name_of_another_is_refused(name, tmp_path):
+    path = write(tmp_path, make_run())
+    copy = tmp_path / (name.format(path.stem) + ".json")
+    copy.parent.mkdir(exist_ok=True)
+    path.rename(copy)
+    with pytest.raises(ValueError, match=f"{copy.name} is the result of float32/onecycle-bn-seed1"):
+        records.load_result(copy)
+
+
+def test_a_run_whose_result_is_there_is_done(tmp_path):
+    run = make_run()
+    assert not records.is_done(run, tmp_path)
+    write(tmp_path, run)
+    assert records.is_done(run, tmp_path)
+    assert not records.is_done(make_run(precision="bfloat16"), tmp_path)
+    with pytest.raises(ValueError, match="onecycle-bn-seed1.json is of other hyperparameters"):
+        records.is_done(make_run(lr=0.3), tmp_path)
+
+
+def test_weights_are_loaded_into_the_network_of_the_result(tmp_path):
+    test = TensorDataset(draw_images(64), torch.zeros(64, dtype=torch.int64))
+    run = make_run("muon", "gn", groups=8)
+    torch.manual_seed(3)
+    model, other = Session8Net("gn", groups=8).eval(), Session8Net("gn", groups=8).eval()
+    digits = model(utils.get_test_transforms()(draw_images(64))).argmax(dim=1).tolist()
+    path = write(tmp_path, run, test_predictions="".join(map(str, digits)))
+    torch.save(model.state_dict(), path.with_suffix(".pt"))
+    loaded = records.load_model(path, test)
+    assert str(loaded) == str(model)
+    assert torch.equal(loaded.layers.C1.conv.weight.cpu(), model.layers.C1.conv.weight)
+    torch.save(other.state_dict(), path.with_suffix(".pt"))
+    with pytest.raises(ValueError, match=f"{run.name}.pt has the weights .* than .*{path.name}"):
+        records.load_model(path, test)
+
+
+@pytest.mark.parametrize("value", [None, " \n"])
+def test_cifar10_lies_in_the_repository_by_default(value, monkeypatch):
+    monkeypatch.delenv("CIFAR10_ROOT")
+    if value is not None:
+        monkeypatch.setenv("CIFAR10_ROOT", value)
+    assert records.find_root() == ROOT / "data"
+
+
+def test_data_of_several_runs_are_fetched_once(tmp_path, monkeypatch):
+    fetched = []
+    monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path))
+    monkeypatch.setattr(records, "load_cifar10", fetched.append)
+    records.fetch_data([make_run("smoke"), make_run("smoke", seed=2)])
+    assert fetched == []
+    records.fetch_data([make_run("smoke"), make_run(), make_run(seed=2)])
+    assert fetched == [tmp_path]
+
+
+# --- The committed results
+
+
+def test_each_recipe_has_as_many_runs_as_the_pages_say():
+    counts = Counter((precision, recipe) for precision, recipe, *_ in COMMITTED)
+    float32 = {("float32", name): 15 for name in ("reference", "onecycle", "muon", "quick")}
+    assert counts == float32 | {("bfloat16", name): 15 for name in ("onecycle", "quick")}
+
+
+@pytest.mark.parametrize("key", COMMITTED, ids=lambda key: "-".join(map(str, key)))
+def test_a_committed_result_is_of_the_recipe_of_its_name(key):
+    result = COMMITTED[key]
+    recipe = utils.Recipe(**result["recipe"])
+    assert recipe == utils.get_recipe(key[1])
+    assert result["parameters"] == 48_448
+    assert result["data"] == {"name": "CIFAR-10", "train_size": 50_000, "test_size": 10_000}
+    assert {len(values) for values in result["history"].values()} == {recipe.epochs}
+
+
+@pytest.mark.cifar10
+def test_committed_predictions_have_the_accuracy_that_is_said(cifar10_root):
+    labels = load_cifar10(cifar10_root).test.tensors[1].tolist()
+    for key, result in COMMITTED.items():
+        hits = sum(map(str.__eq__, result["test_predictions"], map(str, labels)))
+        assert hits / 100 == pytest.approx(result["history"]["test_acc"][-1]), key
+
+
+@pytest.mark.cifar10
+def test_committed_weights_give_the_committed_predictions(cifar10_root):
+    test = load_cifar10(cifar10_root).test
+    paths = sorted((ROOT / "results" / "float32").glob("muon-*.json"))
+    assert len(paths) == 15
+    for path in paths:
+        records.load_model(path, test)  # ValueError for those of another run
