@@ -180,19 +180,6 @@ def test_the_baseline_is_at_the_best_rates_of_the_search(baseline):
     assert tests == {("onecycle", "bn"): [80, 81], ("onecycle", "none"): [60, 61]}
 
 
-def test_arms_are_compared_at_the_loss_that_all_reach():
-    ends = {"bn": (0.4, 80.0), "gn": (0.6, 65.0), "ln": (0.2, 70.0)}
-    tests = {("muon", arm): [test, test] for arm, (_, test) in ends.items()}
-    runs = make_frame(tests, "float32")
-    runs["history"] = [
-        h | {"train_loss": [0.8, ends[a][0]]} for h, a in zip(runs.history, runs.arm, strict=True)
-    ]
-    found = report.take_at_equal_loss(runs).groupby("arm").agg({"test": "first"}).test
-    # Half way from 50 to 80, at the end, and a third of the way from 50 to 70.
-    assert found.tolist() == pytest.approx([65, 65, 50 + 20 / 3])
-    assert set(report.take_at_equal_loss(runs)["training loss"]) == {"0.600"}
-
-
 def test_batches_show_bn_also_with_recomputed_statistics():
     tests = {("batches-4", "bn"): [50, None], ("batches-4", "gn"): [68, 69]}
     frame = make_frame(tests, recomputed_acc=lambda recipe, arm, test: (test or math.nan) + 5)
@@ -321,20 +308,14 @@ def test_missing_runs_crash_no_table(column, value):
 
 SIGNIFICANT = {  # in each table, by Welch's t after Holm's correction for all of it
     "differences": {
-        "`reference` bn - gn train",
         "`reference` bn - gn test",
-        "`reference` bn - ln train",
         "`reference` bn - ln test",
         "`onecycle` bn - gn test",
-        "`onecycle` bn - gn train minus test",
-        "`muon` bn - ln train",
     },
     "gap-differences": set(),
     "precisions": set(),
     "costs": {f"`onecycle` {arm} - none test" for arm in ("bn", "gn", "ln", "he")},
     "batch-differences": {"256 bn - gn test"},
-    "equal-loss": {"`reference` bn - gn", "`reference` bn - ln", "`onecycle` bn - gn"},
-    "equal-loss-without": {"`muon` bn - he", "`muon` bn - none"},
     "shift-differences": {
         *(f"{what} bn - gn" for what in ("change of C8's gradient", "change of C10's gradient")),
         *(f"{what} bn - gn" for what in ("cosine, C8", "cosine, C10", "range of the loss")),
@@ -347,7 +328,7 @@ SIGNIFICANT = {  # in each table, by Welch's t after Holm's correction for all o
 @pytest.mark.parametrize("name", SIGNIFICANT)
 def test_these_differences_are_significant_and_no_others(name):
     table = COMPARISONS[name]
-    found = table[table.corrected < 0.05].drop(columns="training loss", errors="ignore")
+    found = table[table.corrected < 0.05]
     names = [" ".join(row[: 3 if name in ("differences", "costs") else 2]) for row in found.values]
     of = name in ("batch-differences",)
     assert {n + " test" * of for n in names} == SIGNIFICANT[name]
