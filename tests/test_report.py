@@ -340,7 +340,7 @@ def test_the_norms_end_in_the_order_that_the_pages_tell():
     norms = means[list(COMPARED)]
     assert norms.loc["reference"].idxmax() == norms.loc["onecycle"].idxmax() == "bn"
     apart = norms.max(axis=1) - norms.min(axis=1)
-    assert apart.muon < 0.4 < apart.onecycle < apart.reference
+    assert apart.muon < 0.5 < apart.onecycle < apart.reference
     assert (norms.loc["muon"] > norms.loc["onecycle"]).all()
     assert (norms.loc["onecycle"] > norms.loc["reference"] + 4).all()
     assert (norms.loc["quick"] - pd.Series(report.PUBLISHED)).min() > 1
