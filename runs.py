@@ -62,8 +62,8 @@ class Recipe:
             value = getattr(self, field.name)
             if field.type is str:
                 check_choice(field.name, value, _KNOWN[field.name])
-            elif not _LOWEST.get(field.name, 0) <= value <= _HIGHEST.get(field.name, 2**31):
-                low, high = _LOWEST.get(field.name, 0), _HIGHEST.get(field.name, "2^31")
+            elif not _LOWEST.get(field.name, 0) <= value <= _HIGHEST.get(field.name, 3e38):
+                low, high = _LOWEST.get(field.name, 0), _HIGHEST.get(field.name, 3e38)
                 raise ValueError(f"{field.name} is {value!r}, but must be from {low} to {high}")
 
 

@@ -28,8 +28,8 @@ def make_predictions():
 
 
 def make_results():
-    history = {"train_acc": [50.0, 81.25], "test_acc": [55.0, 80.5], "seconds": [60.0, 30.0]}
-    result = {"history": history, "seed": 1, "data": {"name": "CIFAR-10"}}
+    history = {"test_acc": [55.0, 80.5], "seconds": [60.0, 30.0]}
+    result = {"history": history, "clean_train_acc": 81.25, "seed": 1, "data": {"name": "CIFAR-10"}}
     result |= {"recipe": {"name": "muon"}, "environment": {"precision": "float32"}}
     return {norm: result | {"norm": norm} for norm in PREDICTED}
 

@@ -39,7 +39,9 @@ def write_notebook(repository, source):
 
 def start(repository, *options):
     command = [sys.executable, "-m", "experiments.replicate", "--recipes", "smoke", *options]
-    return subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, text=True)
+    # ipykernel keeps the terminal from a kernel that pytest starts.
+    env = {key: value for key, value in os.environ.items() if key != "PYTEST_CURRENT_TEST"}
+    return subprocess.Popen(command, cwd=repository, env=env, stdout=subprocess.PIPE, text=True)
 
 
 def test_a_notebook_gets_the_run_as_parameters(repository):

@@ -46,7 +46,7 @@ def test_a_frame_has_a_row_a_run_of_all_folders(tmp_path):
         "start": ["tuning", "", "bn"],
     }
     run = frame.loc["onecycle"]
-    assert (run.train, run.test, run.clean, run.gap, run.clean_gap) == (90, 85, 88, 5, 3)
+    assert (run.train, run.test, run.clean, run.clean_gap) == (90, 85, 88, 3)
     assert frame.loc["start"].validation == 70
     assert frame.test.isna().tolist() == [True, False, True]
 
