@@ -120,6 +120,8 @@ def small(tmp_path, monkeypatch):
     """A function that makes a small run of a claim and returns the run, its JSON and the line."""
     monkeypatch.setattr(utils, "get_data", lambda *_: draw_gratings())
     monkeypatch.setattr(claims, "CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setattr(claims, "WATCHED", ("C2", "C10"))
+    monkeypatch.setattr(claims, "DISTANCES", (0.5, 4.0))
 
     def make(claim, arm, **changes):
         held = {"held_out": 200} if claim in ("search", "tuning") else {}
