@@ -26,11 +26,12 @@ MIRRORS = (
     CIFAR10.url,
 )
 STALL = 20  # seconds without a byte after which a mirror is given up
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set: uint8 images (N, 3, 32, 32) and int64 labels (N,), twice."""
+    """Hold the classes' names and two sets of uint8 images (N, 3, 32, 32) and int64 labels (N,)."""
 
     classes: tuple[str, ...]
     train: TensorDataset
@@ -39,105 +40,75 @@ class Data:
 
     def to(self, device: torch.device) -> "Data":
         """Return the same data on `device`."""
-        parts = (
-            TensorDataset(*(tensor.to(device) for tensor in part.tensors))
-            for part in (self.train, self.test)
-        )
+        parts = (TensorDataset(*(t.to(device) for t in p.tensors)) for p in (self.train, self.test))
         return Data(self.classes, *parts, self.stand_in)
 
 
 def get_root(text: str | Path | None, default: str | Path = "data") -> Path:
-    """Return the absolute folder that `text` spells, `default` where it spells none.
-
-    Blanks and quotes around it are dropped, `~` and variables are expanded. The folder
-    cifar-10-batches-py itself and the archive stand for the folder that they lie in.
-    """
-    text = str(text or "").strip().strip("'\"").strip()
-    root = Path(os.path.expanduser(os.path.expandvars(text)) or default).absolute()
+    """Return the absolute folder that `text` spells; empty means `default`."""
+    text = os.path.expanduser(os.path.expandvars(str(text or "").strip(" \t\r\n'\"")))
+    root = Path(text or default).absolute()  # or what lies in it: CIFAR-10's own folder or archive
     return root.parent if root.name in (CIFAR10.base_folder, CIFAR10.filename) else root
 
 
 def load_cifar10(root: str | Path | None = None) -> Data:
-    """Return CIFAR-10 (Krizhevsky 2009), 50,000 training and 10,000 test images, from `root`.
+    """Return CIFAR-10 (Krizhevsky 2009) from the folder `root`; download it there if it is absent.
 
-    It is downloaded there if it is absent. Raises ValueError that names a missing or damaged file,
-    and what `download_cifar10` raises.
+    Raises ValueError for a missing or damaged file, ConnectionError where every mirror fails.
     """
-    root = get_root(root)
-    folder = root / CIFAR10.base_folder
-    if not folder.is_dir():
-        download_cifar10(root)
-    meta = _read(folder, CIFAR10.meta["filename"], CIFAR10.meta["md5"])
-    train, test = (
-        [_read(folder, *file) for file in files]
-        for files in (CIFAR10.train_list, CIFAR10.test_list)
-    )
-    return Data(tuple(meta[CIFAR10.meta["key"]]), _join(train), _join(test))
-
-
-def _read(folder: Path, name: str, md5: str) -> dict:
-    if not check_integrity(folder / name, md5):
-        raise ValueError(
-            f"{folder / name} is missing or damaged (its md5 is not {md5}). Delete the folder "
-            f"{folder} and run this again: CIFAR-10 is then downloaded anew."
-        )
-    with warnings.catch_warnings(), (folder / name).open("rb") as file:
+    folder, contents = get_root(root) / CIFAR10.base_folder, []
+    if not os.path.lexists(folder):  # nothing is fetched where a file or a dead link is in its way
+        _download(folder)
+    meta = (CIFAR10.meta["filename"], CIFAR10.meta["md5"])
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # NumPy 2.4.0 to 2.4.4 warns of how the files were pickled
-        return pickle.load(file, encoding="latin1")
+        for name, md5 in (*CIFAR10.train_list, *CIFAR10.test_list, meta):
+            path = folder / name
+            if not check_integrity(path, md5):
+                raise ValueError(f"{path} is missing or damaged: delete {folder} and run again")
+            contents.append(pickle.loads(path.read_bytes(), encoding="latin1"))
+    *batches, meta = contents
+    images = torch.cat([torch.from_numpy(batch["data"]) for batch in batches]).view(-1, 3, 32, 32)
+    labels = torch.tensor([label for batch in batches for label in batch["labels"]])
+    sizes = [len(labels) - len(batches[-1]["labels"]), len(batches[-1]["labels"])]
+    train, test = map(TensorDataset, images.split(sizes), labels.split(sizes))
+    return Data(tuple(meta["label_names"]), train, test)
 
 
-def _join(batches: list[dict]) -> TensorDataset:
-    images = torch.cat([torch.from_numpy(batch["data"]) for batch in batches])
-    labels = [label for batch in batches for label in batch["labels"]]
-    return TensorDataset(images.view(-1, 3, 32, 32), torch.tensor(labels))
-
-
-def download_cifar10(root: Path) -> None:
-    """Put CIFAR-10's folder into `root`, from an archive that lies there or from the mirrors.
-
-    Nothing is unpacked before its md5 was checked, and the folder appears whole or not at all.
-    Raises FileExistsError where something else has the folder's name, ConnectionError where every
-    mirror fails, and OSError where `root` can't be written to.
-    """
-    folder = root / CIFAR10.base_folder
-    if os.path.lexists(folder):
-        raise FileExistsError(f"{folder} is no folder that can be read. Delete it, or repair it.")
-    root.mkdir(parents=True, exist_ok=True)
+def _download(folder: Path) -> None:
+    """Make CIFAR-10's folder, whole or not at all, from an archive beside it or from a mirror."""
+    root, archive = folder.parent, folder.with_name(CIFAR10.filename)
     try:
+        root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".cifar10-", dir=root) as scratch:
-            archive = root / CIFAR10.filename
             if not check_integrity(archive, CIFAR10.tgz_md5):
-                archive = _download(root, scratch)
-            extract_archive(str(archive), scratch)
-            if not folder.is_dir():  # else another notebook was faster, and it is whole
-                (Path(scratch) / folder.name).rename(folder)
+                print(f"No CIFAR-10 and no undamaged {archive.name} in {root}: downloading 170 MB")
+                archive = _fetch_archive(Path(scratch, archive.name), root)
+            extract_archive(archive, scratch)
+            Path(scratch, folder.name).rename(folder)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in NO_ROOM:
+            raise OSError(error.errno, f"{error.strerror}. Make 350 MB free", str(root)) from error
+        if not folder.is_dir():  # else another notebook was faster, and it is whole
             raise
-        raise OSError(error.errno, f"Make 350 MB free in {root} ({error.strerror})") from None
 
 
-def _download(root: Path, scratch: str) -> Path:
-    """Return the archive, downloaded to `scratch` from the first mirror that has it whole."""
-    print(f"No CIFAR-10 in {root}: it is downloaded there (170 MB).", flush=True)
-    failures, patience = [], socket.getdefaulttimeout()
+def _fetch_archive(archive: Path, root: Path) -> Path:
+    failures, timeout = [], socket.getdefaulttimeout()
+    urllib.request.install_opener(None)  # urllib's first one would keep the proxies of that time
     for url in MIRRORS:
         socket.setdefaulttimeout(STALL)
-        urllib.request.install_opener(None)  # it would keep the proxy that was set at first
         try:
-            download_url(url, scratch, CIFAR10.filename, CIFAR10.tgz_md5)
-            return Path(scratch) / CIFAR10.filename
-        except Exception as error:  # a malformed proxy can raise anything
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            download_url(url, archive.parent, archive.name, CIFAR10.tgz_md5)
+            return archive
+        except Exception as error:  # a malformed proxy raises a bare UnicodeError, for one
+            if getattr(error, "errno", None) in NO_ROOM:
                 raise
-            failures.append(f"{url}: {error}")
+            failures.append(f"{url}: {error!r}")
         finally:
-            socket.setdefaulttimeout(patience)
-    raise ConnectionError(
-        "CIFAR-10 could not be downloaded.\n  " + "\n  ".join(failures) + "\n"
-        f"Put {CIFAR10.filename} into {root} by hand, or set CIFAR10_ROOT to the folder that holds "
-        f"{CIFAR10.base_folder}, or try RECIPE=smoke, which needs no CIFAR-10."
-    )
+            socket.setdefaulttimeout(timeout)
+    advice = f"Put {archive.name} into {root}, set CIFAR10_ROOT to its folder, or try RECIPE=smoke"
+    raise ConnectionError("\n".join(["CIFAR-10 could not be downloaded.", *failures, advice]))
 
 
 def draw_gratings() -> Data:

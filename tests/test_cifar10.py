@@ -1,236 +1,211 @@
-"""The data set on disk: real CIFAR-10 or an error, whole or absent."""
+"""CIFAR-10 from a folder, an archive or a mirror: the right data, or an error that helps."""
 
 import errno
+import functools
 import hashlib
 import http.server
-import io
+import os
 import pickle
-import tarfile
+import shutil
+import socket
 import threading
+import warnings
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from torchvision.datasets import CIFAR10
 
 import cifar10
-from common import CPU
+import utils
+from common import CPU, draw_images
 
-FOLDER = CIFAR10.base_folder
+ARCHIVE, FOLDER = CIFAR10.filename, CIFAR10.base_folder
 
-# --- The folder
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """A folder with 15 and 3 images in CIFAR-10's format and their archive; their md5s count."""
+    root = tmp_path / "served"
+    (root / FOLDER).mkdir(parents=True)
+
+    def write(name, n):
+        content = {"data": draw_images(n).flatten(1).numpy(), "labels": [*range(n)]}
+        content["label_names"] = [f"class {k}" for k in range(10)]
+        (root / FOLDER / name).write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5((root / FOLDER / name).read_bytes()).hexdigest()]
+
+    monkeypatch.setattr(CIFAR10, "train_list", [write(f"data_batch_{k}", k) for k in range(1, 6)])
+    monkeypatch.setattr(CIFAR10, "test_list", [write("test_batch", 3)])
+    monkeypatch.setitem(CIFAR10.meta, "md5", write("batches.meta", 1)[1])
+    shutil.make_archive(root / "cifar-10-python", "gztar", root, FOLDER)
+    md5 = hashlib.md5((root / ARCHIVE).read_bytes()).hexdigest()
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5)
+    return root
+
+
+@pytest.fixture
+def mirrors(served, monkeypatch):
+    """Urls on loopback by what they serve; the only mirror is the right one at first."""
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cifar10, "STALL", 0.3)
+    handler, address = http.server.SimpleHTTPRequestHandler, ("127.0.0.1", 0)
+    handler = functools.partial(handler, directory=served)
+    with http.server.ThreadingHTTPServer(address, handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        with socket.create_server(address) as silent:
+            url, stall = (f"http://127.0.0.1:{s.getsockname()[1]}" for s in (server.socket, silent))
+            right, other = f"{url}/{ARCHIVE}", f"{url}/{FOLDER}/test_batch"
+            monkeypatch.setattr(cifar10, "MIRRORS", [right])
+            yield {"right": right, "other": other, "missing": f"{url}/none", "stall": stall}
+        server.shutdown()
 
 
 @pytest.mark.parametrize(
     ("text", "folder"),
     [
-        (None, "data"),
-        ("  ", "data"),
-        (" 'a b' \n", "a b"),
-        ('"~/x"', "home/x"),
-        ("$PLACE/x", "place/x"),
+        (" '~/x'\n", "home/x"),
+        ("$HOME/x y", "home/x y"),
+        ("home/x/cifar-10-batches-py/", "home/x"),
+        ("cifar-10-batches-py", "."),
+        ("~/x/cifar-10-python.tar.gz", "home/x"),
         ("sale50%off%x", "sale50%off%x"),
         ("foo:/bar", "foo:/bar"),
-        (f"x/{FOLDER}", "x"),
-        (f"x/{CIFAR10.filename}", "x"),
+        ("$NO_SUCH/x", "$NO_SUCH/x"),
+        ("~no such user", "~no such user"),
+        (" ''\n", "a $HOME/data"),
+        (None, "a $HOME/data"),
     ],
 )
-def test_the_folder_is_the_one_that_is_spelled(text, folder, tmp_path, monkeypatch):
+def test_root_is_absolute_however_it_is_spelled(text, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
-    monkeypatch.setenv("PLACE", str(tmp_path / "place"))
-    assert cifar10.get_root(text) == tmp_path / folder
+    assert cifar10.get_root(text, "a $HOME/data") == tmp_path / folder
 
 
-# --- A small data set in CIFAR-10's format, and a mirror that has it
-
-
-def md5(content):
-    return hashlib.md5(content).hexdigest()
-
-
-@pytest.fixture
-def archive(monkeypatch):
-    """An archive of 20 + 10 images, whose md5 sums are taken for CIFAR-10's."""
-    generator = torch.Generator().manual_seed(0)
-
-    def make_batch(size):
-        images = torch.randint(0, 256, (size, 3072), dtype=torch.uint8, generator=generator)
-        return {"data": images.numpy(), "labels": [k % 10 for k in range(size)]}
-
-    contents = {"a": make_batch(10), "b": make_batch(10), "c": make_batch(10)}
-    contents["meta"] = {"names": list("abcdefghij")}
-    contents = {name: pickle.dumps(content) for name, content in contents.items()}
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for name, content in contents.items():
-            info = tarfile.TarInfo(f"{FOLDER}/{name}")
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    sums = {name: md5(content) for name, content in contents.items()}
-    monkeypatch.setattr(CIFAR10, "train_list", [["a", sums["a"]], ["b", sums["b"]]])
-    monkeypatch.setattr(CIFAR10, "test_list", [["c", sums["c"]]])
-    meta = {"filename": "meta", "key": "names", "md5": sums["meta"]}
-    monkeypatch.setattr(CIFAR10, "meta", meta)
-    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(buffer.getvalue()))
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    return buffer.getvalue()
-
-
-@pytest.fixture
-def mirrors(archive, monkeypatch):
-    """Paths that a server on this machine knows, each with its content; and the URLs asked for."""
-    contents, asked = {"/good": archive, "/bad": archive[:-1]}, []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            path = "/" + self.path.rsplit("/", 1)[-1]  # a proxy is asked for a whole URL
-            self.send_response(200 if path in contents else 404)
-            self.send_header("Content-Length", str(len(contents.get(path, b""))))
-            self.end_headers()
-            self.wfile.write(contents.get(path, b""))
-
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-
-    def use(*paths, host=f"http://127.0.0.1:{server.server_port}"):
-        monkeypatch.setattr(cifar10, "MIRRORS", [f"{host}{path}" for path in paths])
-        return asked
-
-    yield use
-    server.shutdown()
-
-
-def read_names():
-    return sorted(path.name for path in Path("data").iterdir())
-
-
-def test_the_first_mirror_that_has_it_whole_is_used(mirrors, capsys):
-    asked = mirrors("/missing", "/bad", "/good", "/never")
-    data = cifar10.load_cifar10()
-    assert data.classes == tuple("abcdefghij")
-    assert (len(data.train), len(data.test), data.stand_in) == (20, 10, False)
-    assert data.train.tensors[1].tolist() == [*range(10)] * 2
-    assert "/never" not in asked
-    assert read_names() == [FOLDER]
-    assert f"No CIFAR-10 in {Path('data').absolute()}: it is downloaded" in capsys.readouterr().out
-
-
-def test_when_every_mirror_fails_it_says_how_each_did_and_what_to_do(mirrors):
-    mirrors("/missing", "/bad")
-    with pytest.raises(ConnectionError) as error:
-        cifar10.load_cifar10()
-    said = str(error.value)
-    assert "/missing: HTTP Error 404" in said
-    assert "/bad: File not found or corrupted" in said
-    assert f"Put {CIFAR10.filename} into {Path('data').absolute()} by hand" in said
-    assert "RECIPE=smoke" in said
-    assert read_names() == []
-
-
-def test_a_proxy_set_after_a_failure_is_used(mirrors, monkeypatch):
-    asked = mirrors("/good", host="http://no-such-host.invalid")
-    monkeypatch.setenv("http_proxy", "http://[malformed")
-    with pytest.raises(ConnectionError, match="could not be downloaded"):
-        cifar10.load_cifar10()
-    mirrors("/missing")
-    with pytest.raises(ConnectionError):
-        cifar10.load_cifar10()
-    monkeypatch.delenv("http_proxy")
-    mirrors("/missing")
-    with pytest.raises(ConnectionError, match="404"):
-        cifar10.load_cifar10()
-    monkeypatch.setenv("http_proxy", cifar10.MIRRORS[0].rsplit("/", 1)[0])
-    mirrors("/good", host="http://no-such-host.invalid")
-    assert len(cifar10.load_cifar10().train) == 20
-    assert asked[-1] == "http://no-such-host.invalid/good"
-
-
-def test_an_archive_put_there_by_hand_needs_no_network(archive, mirrors):
-    asked = mirrors("/good")
-    Path("data").mkdir()
-    Path("data", CIFAR10.filename).write_bytes(archive)
-    assert len(cifar10.load_cifar10(f"data/{CIFAR10.filename}").test) == 10
-    assert asked == []
-
-
-@pytest.mark.parametrize("kind", ["file", "dead link"])
-def test_what_only_has_the_folder_s_name_is_named_before_a_download(kind, mirrors):
-    asked, place = mirrors("/good"), Path("data", FOLDER)
-    Path("data").mkdir()
-    if kind == "file":
-        place.touch()
-    else:
-        place.symlink_to("nowhere")
-    with pytest.raises(FileExistsError, match=f"{FOLDER} is no folder"):
-        cifar10.load_cifar10()
-    assert asked == []
-
-
-@pytest.mark.parametrize(("code", "said"), [(errno.ENOSPC, "350 MB"), (errno.EIO, "a reason")])
-def test_only_a_full_disk_is_told_to_make_room(code, said, mirrors, monkeypatch):
-    def fail(*args):
-        raise OSError(code, "a reason")
-
-    mirrors("/good")
-    monkeypatch.setattr(cifar10, "extract_archive", fail)
-    with pytest.raises(OSError, match=said) as error:
-        cifar10.load_cifar10()
-    assert ("350 MB" in str(error.value)) == (code == errno.ENOSPC)
-    assert read_names() == []
-
-
-@pytest.mark.parametrize("name", ["b", "c", "meta"])
-@pytest.mark.parametrize("content", [None, b"x"], ids=["missing", "damaged"])
-def test_a_missing_or_damaged_file_is_named(name, content, mirrors):
-    mirrors("/good")
-    cifar10.load_cifar10()
-    Path("data", FOLDER, name).unlink()
-    if content:
-        Path("data", FOLDER, name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} is missing or damaged.*Delete the folder"):
-        cifar10.load_cifar10()
-
-
-@pytest.mark.cifar10
-def test_it_is_what_torchvision_reads_after_seven_sums(cifar10_root, monkeypatch):
-    sums, check = [], cifar10.check_integrity
-    monkeypatch.setattr(cifar10, "check_integrity", lambda *a: sums.append(a) or check(*a))
-    data = cifar10.load_cifar10(cifar10_root)
-    assert len(sums) == 7
+@pytest.mark.parametrize(
+    "place", ["served", pytest.param("cifar10_root", marks=pytest.mark.cifar10)]
+)
+def test_tensors_are_what_torchvision_reads(place, request):
+    root = request.getfixturevalue(place)
+    data = cifar10.load_cifar10(root)
     for part, train in ((data.train, True), (data.test, False)):
-        theirs = CIFAR10(cifar10_root, train=train)
+        theirs = CIFAR10(root, train=train)
         assert torch.equal(part.tensors[0], torch.from_numpy(theirs.data).permute(0, 3, 1, 2))
-        assert part.tensors[1].tolist() == theirs.targets
+        assert torch.equal(part.tensors[1], torch.tensor(theirs.targets))
     assert data.classes == tuple(theirs.classes)
+    assert not data.stand_in
+    if place == "cifar10_root":
+        pixels = [channel.float() / 255 for channel in data.train.tensors[0].unbind(1)]
+        assert [p.mean().item() for p in pixels] == pytest.approx(cifar10.MEAN, abs=1e-4)
+        assert [p.std().item() for p in pixels] == pytest.approx(cifar10.STD, abs=1e-4)
 
 
-# --- The stand-in
+def test_load_computes_seven_md5s_and_warns_of_nothing(served, monkeypatch):
+    def load_and_warn(*args, loads=pickle.loads, **options):  # as NumPy 2.4.0 to 2.4.4 does
+        warnings.warn("dtype(): align should be passed as Python or NumPy boolean", stacklevel=2)
+        return loads(*args, **options)
+
+    monkeypatch.setattr(pickle, "loads", load_and_warn)
+    with mock.patch("hashlib.md5", wraps=hashlib.md5) as md5, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cifar10.load_cifar10(served)
+    assert md5.call_count == 7
 
 
-def test_gratings_are_the_same_each_time_and_say_what_they_are():
-    one, other = cifar10.draw_gratings(), cifar10.draw_gratings()
-    assert one.stand_in
-    assert torch.equal(one.train.tensors[0], other.train.tensors[0])
-    assert one.train.tensors[0].dtype == torch.uint8
-    assert (len(one.train), len(one.test), len(one.classes)) == (1000, 500, 10)
-    assert torch.bincount(one.test.tensors[1]).tolist() == [50] * 10
+@pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
+def test_bad_file_is_named_with_its_remedy(name, served):
+    path = served / FOLDER / name
+    for spoil in (lambda: path.write_bytes(b"other"), path.unlink):
+        spoil()
+        with pytest.raises(ValueError, match=f"{path} is .* damaged: delete {path.parent} and run"):
+            cifar10.load_cifar10(served)
 
 
-def test_a_grating_is_brightest_and_darkest_along_its_angle():
-    images, labels = cifar10.draw_gratings().train.tensors
-    means = images.float().mean(dim=1)
-    along = [means[labels == k].diff(dim=d).abs().mean() for k, d in ((0, 1), (5, 2))]
-    across = [means[labels == k].diff(dim=d).abs().mean() for k, d in ((0, 2), (5, 1))]
-    assert all(b > 1.5 * a for a, b in zip(along, across, strict=True))
+@pytest.mark.parametrize("way", ["file", "dead link"])
+def test_obstacle_is_named_before_a_download(way, tmp_path, mirrors, capsys):
+    path = tmp_path / FOLDER
+    path.write_text("mine", encoding="utf-8") if way == "file" else path.symlink_to("nowhere")
+    with pytest.raises(ValueError, match=f"delete {path} and run again"):
+        cifar10.load_cifar10(tmp_path)
+    assert capsys.readouterr() == ("", "")  # no announcement, no request, no progress bar
 
 
-def test_data_moves_to_a_device_as_a_whole():
-    data = cifar10.draw_gratings().to(CPU)
-    assert {tensor.device for part in (data.train, data.test) for tensor in part.tensors} == {CPU}
+@pytest.mark.parametrize("way", ["other", "missing", "stall"])
+def test_bad_mirror_is_passed_over_for_the_next(way, tmp_path, mirrors, monkeypatch):
+    monkeypatch.setattr(cifar10, "MIRRORS", [mirrors[way], mirrors["right"]])
+    assert len(cifar10.load_cifar10("data").train) == 15
+    assert os.listdir("data") == [FOLDER]
+    assert socket.getdefaulttimeout() is None
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", f"http://{'x' * 64}:1", "http://[x"])
+def test_failed_download_says_what_to_do(proxy, tmp_path, mirrors, monkeypatch):
+    monkeypatch.setattr(cifar10, "MIRRORS", [mirrors["right"], mirrors["other"]])
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(ConnectionError) as error:
+        utils.get_data(utils.get_recipe("onecycle"), None, CPU)
+    advice = (f"Put {ARCHIVE} into {tmp_path / 'data'}", "CIFAR10_ROOT", "RECIPE=smoke")
+    assert all(words in str(error.value) for words in (*cifar10.MIRRORS, *advice))
+    assert os.listdir("data") == []
+    monkeypatch.delenv("http_proxy")  # has effect at once, as would another one
+    assert len(cifar10.load_cifar10().train) == 15
+
+
+def test_folder_is_said_in_full_before_a_download(tmp_path, monkeypatch, capsys):
+    def fail(*args):
+        raise ValueError(capsys.readouterr().out)
+
+    monkeypatch.setattr(cifar10, "download_url", fail)
+    with pytest.raises(ConnectionError, match=f"No .* in {tmp_path / 'x'}: downloading 170 MB"):
+        cifar10.load_cifar10("x")
+
+
+@pytest.mark.parametrize(("size", "ways"), [(None, []), (-1, ["right"])], ids=["whole", "damaged"])
+def test_archive_in_the_folder_is_used_if_whole(size, ways, served, mirrors, monkeypatch):
+    monkeypatch.setattr(cifar10, "MIRRORS", [mirrors[way] for way in ways])
+    Path(ARCHIVE).write_bytes((served / ARCHIVE).read_bytes()[:size])
+    assert len(cifar10.load_cifar10(".").test) == 3
+
+
+def test_faster_notebook_is_no_error(mirrors, monkeypatch):
+    def extract(archive, folder):
+        for place in (folder, "data"):  # the other notebook's, too
+            shutil.unpack_archive(archive, place)
+
+    monkeypatch.setattr(cifar10, "extract_archive", extract)
+    assert len(cifar10.load_cifar10().test) == 3
+    assert os.listdir("data") == [FOLDER]
+
+
+@pytest.mark.parametrize("function", ["download_url", "extract_archive"])
+def test_full_disk_is_said_at_once(function, tmp_path, mirrors, monkeypatch):
+    fail = mock.Mock(side_effect=OSError(errno.EDQUOT, "No room"))
+    monkeypatch.setattr(cifar10, function, fail)
+    monkeypatch.setattr(cifar10, "MIRRORS", [mirrors["right"]] * 2)
+    with pytest.raises(OSError, match=f"No room. Make 350 MB free: '{tmp_path / 'data'}'"):
+        cifar10.load_cifar10()
+    assert fail.call_count == 1  # another mirror would not help
+    assert os.listdir("data") == []
+
+
+def test_other_disk_errors_are_the_systems(tmp_path):
+    Path("data").write_text("mine", encoding="utf-8")
+    with pytest.raises(FileExistsError, match=rf"File exists: '{tmp_path / 'data'}'$"):
+        cifar10.load_cifar10()
+
+
+def test_stand_in_says_so_and_moves_to_a_device_whole():
+    recipe = utils.get_recipe("smoke")
+    data, again = (utils.get_data(recipe, "nowhere", CPU) for _ in range(2))
+    moved = data.to(torch.device("meta"))
+    assert "NOT CIFAR-10" in recipe.data
     assert data.stand_in
+    assert (moved.stand_in, moved.classes) == (data.stand_in, data.classes)
+    for name in ("train", "test"):
+        images, labels = getattr(data, name).tensors
+        assert labels.bincount().tolist() == [len(images) // len(data.classes)] * 10
+        assert torch.equal(images, getattr(again, name).tensors[0])
+        for tensor, there in zip((images, labels), getattr(moved, name).tensors, strict=True):
+            assert (there.device.type, there.shape) == ("meta", tensor.shape)
