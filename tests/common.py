@@ -31,7 +31,7 @@ MUON = {"optimizer": "muon", "lr": 0.03, "momentum": 0.95, "weight_decay": 0.05}
 
 def need_packages():
     """Skip the module or the test where experiments/requirements.txt is not installed."""
-    for package in ("pandas", "scipy", "tabulate"):
+    for package in ("hypothesis", "pandas", "scipy", "tabulate"):
         pytest.importorskip(package, reason="needs experiments/requirements.txt")
 
 

@@ -4,8 +4,6 @@ import math
 import re
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from cifar10 import load_cifar10
 from common import PAGES, need_packages, read_table
@@ -14,6 +12,8 @@ need_packages()
 
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
 
 from experiments import report  # noqa: E402
 from experiments.results import COMPARED, load_frame, make_row  # noqa: E402

@@ -3,14 +3,14 @@
 import math
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from common import need_packages, read_table
 
 need_packages()
 
 import pandas as pd  # noqa: E402
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
 from scipy import stats as scipy_stats  # noqa: E402
 
 from experiments import stats  # noqa: E402
