@@ -108,7 +108,7 @@ def make_ours(
 
     def step_on(steps: int) -> None:
         for _ in range(steps):
-            with torch.autocast(images.device.type, torch.bfloat16, precision == "bfloat16"):
+            with utils.autocast(images.device, precision):
                 prediction = model(images)
             optimizer.zero_grad()
             criterion(prediction, labels).backward()
