@@ -54,6 +54,8 @@ class Recipe:
     rotation: float = 0.0  # degrees by which an image is turned at most, either way
     resize: float = 0.0  # share by which an image is enlarged or made smaller at most
     flip: float = 0.5  # probability of a horizontal flip
+    small_epochs: int = 0  # first epochs, which see the images smaller: a step costs less
+    small_size: int = 24  # pixels a side of such an image
 
     def __post_init__(self):
         if not re.fullmatch(r"\w[\w.+-]{,99}", str(self.name), re.ASCII):
@@ -73,7 +75,7 @@ _KNOWN = {
     "scheduler": ("onecycle", "step"),
     "loss": ("nll",),
 }
-_LOWEST = {"epochs": 1}
+_LOWEST = {"epochs": 1, "small_size": 8}  # the network halves it twice
 _HIGHEST = {  # which PyTorch would take without a word, and train nothing or something else
     **dict.fromkeys(("momentum", "warmup", "start_factor", "flip"), 1),
     "crop": 31,  # a reflection is shorter than the image

@@ -384,8 +384,11 @@ def train(
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     criterion: nn.Module,
     precision: str = "float32",
+    size: int | None = None,
 ) -> tuple[float, float]:
     """Train for one epoch and return its mean loss an image and its accuracy in percent.
+
+    With `size` the images are resized to that many pixels a side.
 
     Both are of the images as augmented and the weights as they were at each step; batch
     normalization takes its batches' statistics. The schedule moves on at every step. Raises
@@ -395,6 +398,8 @@ def train(
     model.train()
     losses, rates, sizes, correct = [], [], [], 0
     for images, labels in train_loader:
+        if size:
+            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
         with autocast(images.device, precision):
             prediction = model(images)
         loss = criterion(prediction, labels)
@@ -512,7 +517,9 @@ def fit(
     for epoch in range(1, run.recipe.epochs + 1):
         if epoch > done:
             lr, start = optimizer.param_groups[0]["lr"], time.perf_counter()
-            trained = train(model, train_loader, optimizer, scheduler, criterion, run.precision)
+            size = run.recipe.small_size if epoch <= run.recipe.small_epochs else None
+            made = (optimizer, scheduler, criterion, run.precision, size)
+            trained = train(model, train_loader, *made)
             others = [
                 number
                 for loader in (clean_loader, test_loader)
