@@ -156,11 +156,12 @@ class Session8Net(Net):
         )
 
 
-def initialize_he(model: nn.Module) -> None:
-    """Draw new weights for all convolutions, of the variance 2 / inputs (He et al. 2015)."""
+def initialize_he(model: nn.Module) -> nn.Module:
+    """Return the model with new weights in all convolutions, of variance 2 / inputs (He 2015)."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    return model
 
 
 class Session7Step1Net(Net):

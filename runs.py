@@ -75,7 +75,7 @@ _KNOWN = {
     "scheduler": ("onecycle", "step"),
     "loss": ("nll",),
 }
-_LOWEST = {"epochs": 1, "small_size": 8}  # the network halves it twice
+_LOWEST = {"epochs": 1, "small_size": 20}  # of a smaller image C10 leaves nothing
 _HIGHEST = {  # which PyTorch would take without a word, and train nothing or something else
     **dict.fromkeys(("momentum", "warmup", "start_factor", "flip"), 1),
     "crop": 31,  # a reflection is shorter than the image
@@ -126,6 +126,13 @@ def get_recipe(name: str | Recipe) -> Recipe:
 # --- Identity ------------------------------------------------------------------------------------
 
 PRECISIONS = ("float32", "bfloat16")
+NAMES = {
+    "bn": "Batch normalization",
+    "gn": "Group normalization",
+    "ln": "Layer normalization",
+    "none": "No normalization",
+    "he": "No normalization, He init",
+}
 
 
 @dataclass(frozen=True)
@@ -154,8 +161,9 @@ class Run:
 
     @property
     def title(self) -> str:
-        parts = (self.recipe.data, self.norm, f"recipe {self.recipe.name}", f"seed {self.seed}")
-        return " | ".join((*parts, self.precision))
+        what = f"{NAMES.get(self.norm, self.norm)}, {self.recipe.epochs} epochs of "
+        data = "" if self.recipe.data == CIFAR else f", {self.recipe.data}"
+        return f"{what}{self.recipe.name}, seed {self.seed}{data}"
 
     def get_path(self, folder: str | Path, suffix: str) -> Path:
         """Return where in `folder` a file of this run lies, by its precision and its name."""
@@ -336,6 +344,9 @@ class Checkpoint:
         raise ValueError(f"{self.path} {problem}. Move or delete it, and run this again.")
 
 
+ADVICE = "Try a lower learning rate or a longer warm-up."
+
+
 def check_finite(**kept: Any) -> None:
     """Raise FloatingPointError that names the first of `kept` that holds a nan or an infinity.
 
@@ -346,7 +357,7 @@ def check_finite(**kept: Any) -> None:
         if not all(torch.as_tensor(number).isfinite().all() for number in numbers):
             raise FloatingPointError(
                 f"The run diverged: its {name} is not finite any more. What was kept before is "
-                "unchanged. Try a lower learning rate or a longer warm-up."
+                f"unchanged. {ADVICE}"
             )
 
 

@@ -86,19 +86,6 @@ def get_data(recipe: Recipe, root: str | Path | None, device: torch.device) -> D
     return known[recipe.data]().to(device)
 
 
-class CheckBatch(nn.Module):
-    """Pass a batch of uint8 images (N, 3, H, W), N > 0, on; raise ValueError for anything else."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        right = images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3
-        if not right or len(images) == 0:
-            raise ValueError(
-                "a batch must be uint8 images of shape (N, 3, H, W) with N > 0, "
-                f"but is {images.dtype} of shape {tuple(images.shape)}"
-            )
-        return images
-
-
 class RandomCrop(nn.Module):
     """Shift each image by its own whole number of pixels, at most `padding`, borders reflected.
 
@@ -188,8 +175,7 @@ class Normalize(nn.Module):
 def get_train_transforms(recipe: Recipe) -> v2.Compose:
     """Return the augmentation and normalization of a whole batch, each image with its own draw.
 
-    They map uint8 (N, 3, H, W) to float32 (N, 3, H, W) on the batch's device, and raise ValueError
-    for another input.
+    They map uint8 (N, 3, H, W) to float32 (N, 3, H, W) on the batch's device.
     """
     augment = []
     if recipe.crop:
@@ -198,19 +184,27 @@ def get_train_transforms(recipe: Recipe) -> v2.Compose:
         augment.append(RandomAffine(recipe.rotation, recipe.resize))
     if recipe.flip:
         augment.append(RandomFlip(recipe.flip))
-    return v2.Compose([CheckBatch(), *augment, Normalize(MEAN, STD)])
+    return v2.Compose([*augment, Normalize(MEAN, STD)])
 
 
 def get_test_transforms() -> v2.Compose:
     """Return the normalization alone: the same map as `get_train_transforms`, without chance."""
-    return v2.Compose([CheckBatch(), Normalize(MEAN, STD)])
+    return v2.Compose([Normalize(MEAN, STD)])
 
 
 class Loader:
-    """Batches of (images, labels): one indexing and one transform a batch, no worker, no copy."""
+    """Batches of (images, labels): one indexing and one transform a batch, no worker, no copy.
+
+    The images are float32 (B, 3, H, W), the labels int64 (B,), both on the data's device; the last
+    batch may be short. With `shuffle` they come in another order each time.
+    """
 
     def __init__(
-        self, dataset: TensorDataset, transforms: v2.Compose, batch_size: int, shuffle: bool
+        self,
+        dataset: TensorDataset,
+        transforms: v2.Compose,
+        batch_size: int,
+        shuffle: bool = False,
     ):
         self.dataset, self.transforms = dataset, transforms
         self.batch_size, self.shuffle = batch_size, shuffle
@@ -228,28 +222,6 @@ class Loader:
         for index in order.to(self.dataset.tensors[0].device).split(self.batch_size):
             images, labels = self.dataset[index]
             yield self.transforms(images), labels
-
-
-def get_loader(
-    dataset: TensorDataset, transforms: v2.Compose, batch_size: int, shuffle: bool = False
-) -> Loader:
-    """Return a loader of the data set, whose batches come in another order each time if `shuffle`.
-
-    The images are transformed and float32 (B, 3, H, W), the labels int64 (B,); both are on the
-    data's device, and the last batch may be short. Raises ValueError for a data set that is empty
-    or whose labels are not int64 from 0 to 9, and for a batch size below 1.
-    """
-    labels = dataset.tensors[1]
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size!r}, but must be a whole number from 1 on")
-    if len(labels) == 0:
-        raise ValueError("the data set is empty, but must have at least one image")
-    if labels.dtype != torch.int64 or labels.ndim != 1 or labels.min() < 0 or labels.max() > 9:
-        raise ValueError(
-            f"labels must be int64 of shape (N,), from 0 to 9, but are {labels.dtype} of shape "
-            f"{tuple(labels.shape)}, from {labels.min()} to {labels.max()}"
-        )
-    return Loader(dataset, transforms, batch_size, shuffle)
 
 
 # --- Optimizer, schedule and loss ----------------------------------------------------------------
@@ -388,15 +360,13 @@ def train(
 ) -> tuple[float, float]:
     """Train for one epoch and return its mean loss an image and its accuracy in percent.
 
-    With `size` the images are resized to that many pixels a side.
-
-    Both are of the images as augmented and the weights as they were at each step; batch
-    normalization takes its batches' statistics. The schedule moves on at every step. Raises
+    Both are of augmented images, and of the weights as they were at each step. With `size` images
+    are resized to that many pixels a side. The schedule moves on at every step. Raises
     FloatingPointError, at the end of the epoch, if the loss of a step was not finite.
     """
     keep_memory()
     model.train()
-    losses, rates, sizes, correct = [], [], [], 0
+    losses, sizes, correct = [], [], 0
     for images, labels in train_loader:
         if size:
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
@@ -405,20 +375,17 @@ def train(
         loss = criterion(prediction, labels)
         optimizer.zero_grad()
         loss.backward()
-        rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
         losses.append(loss.detach())  # on the device: no step waits for it
         correct += GetCorrectPredCount(prediction.detach(), labels)
         sizes.append(len(labels))
     losses = torch.stack(losses).tolist()
-    for step, (loss, rate) in enumerate(zip(losses, rates, strict=True), 1):
-        if not math.isfinite(loss):
-            epoch = scheduler.last_epoch // len(train_loader)
-            raise FloatingPointError(
-                f"The run diverged in epoch {epoch}, step {step}: the loss is {loss} at learning "
-                f"rate {rate:g}. Try a lower learning rate or a longer warm-up."
-            )
+    if wrong := [step for step, loss in enumerate(losses, 1) if not math.isfinite(loss)]:
+        where = f"epoch {scheduler.last_epoch // len(train_loader)}, step {wrong[0]}"
+        raise FloatingPointError(
+            f"The run diverged in {where}: the loss is not finite. {runs.ADVICE}"
+        )
     total_loss = sum(loss * size for loss, size in zip(losses, sizes, strict=True))
     return total_loss / sum(sizes), 100 * int(correct) / sum(sizes)
 
@@ -447,6 +414,13 @@ def test(
     return float(criterion(prediction, labels)), 100 * correct / len(labels)
 
 
+def make_model(arm: str, recipe: Recipe) -> nn.Module:
+    """Return the network with that normalization, or without one and with He initialization."""
+    if arm == "he":
+        return initialize_he(Session8Net("none", recipe.groups, recipe.dropout))
+    return Session8Net(arm, recipe.groups, recipe.dropout)
+
+
 def assemble(run: Run, data: Data) -> tuple:
     """Return all that `fit` takes behind the run, made as in the notebooks, on the data's device.
 
@@ -454,14 +428,10 @@ def assemble(run: Run, data: Data) -> tuple:
     """
     recipe, device = run.recipe, data.train.tensors[0].device
     transforms = get_train_transforms(recipe)
-    train_loader = get_loader(data.train, transforms, recipe.batch_size, shuffle=True)
-    test_loader = get_loader(data.test, get_test_transforms(), recipe.batch_size)
+    train_loader = Loader(data.train, transforms, recipe.batch_size, shuffle=True)
+    test_loader = Loader(data.test, get_test_transforms(), recipe.batch_size)
     set_seed(run.seed)
-    he = run.norm == "he"
-    model = Session8Net("none" if he else run.norm, recipe.groups, recipe.dropout)
-    if he:
-        initialize_he(model)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = make_model(run.norm, recipe).to(device, memory_format=torch.channels_last)
     optimizer = get_optimizer(model, recipe)
     scheduler = get_scheduler(optimizer, recipe, len(train_loader))
     return model, train_loader, test_loader, optimizer, scheduler, get_loss(recipe)
@@ -497,11 +467,10 @@ def fit(
 ) -> dict[str, list[float]]:
     """Train for the recipe's epochs, print a line after each, and return the history by epoch.
 
-    The history has a list for each of COLUMNS, with one number an epoch.
-    Every epoch ends with a checkpoint in `folder`; a run whose checkpoint is there goes on from it.
-    Raises FloatingPointError if a loss or a weight is not finite, with the last checkpoint left as
-    it was, ValueError for a checkpoint that is damaged or of another run, and RuntimeError for a
-    model already trained.
+    The history has a list for each of COLUMNS. Every epoch ends with a checkpoint in `folder`, from
+    which the same run goes on. Raises FloatingPointError if a number is not finite (the last
+    checkpoint stays), ValueError for a checkpoint that is damaged or of another run, and
+    RuntimeError for a model already trained.
     """
     parts = (model, train_loader, test_loader, optimizer, scheduler, criterion)
     checkpoint = Checkpoint(run, parts, folder)
@@ -512,20 +481,17 @@ def fit(
         raise RuntimeError("This model is trained already: run the notebook from block 5 on.")
     _trained.add(model)
     clean = TensorDataset(*train_loader.dataset[:CLEAN])
-    clean_loader = get_loader(clean, test_loader.transforms, test_loader.batch_size)
+    clean_loader = Loader(clean, test_loader.transforms, test_loader.batch_size)
     say("epoch" + "".join(f"{column:>{max(10, len(column) + 2)}}" for column in COLUMNS))
     for epoch in range(1, run.recipe.epochs + 1):
         if epoch > done:
             lr, start = optimizer.param_groups[0]["lr"], time.perf_counter()
             size = run.recipe.small_size if epoch <= run.recipe.small_epochs else None
-            made = (optimizer, scheduler, criterion, run.precision, size)
-            trained = train(model, train_loader, *made)
-            others = [
-                number
-                for loader in (clean_loader, test_loader)
-                for number in test(model, loader, criterion, run.precision)
-            ]
-            row = (lr, *trained, *others, time.perf_counter() - start)
+            how = (optimizer, scheduler, criterion, run.precision, size)
+            row = [lr, *train(model, train_loader, *how)]
+            for loader in (clean_loader, test_loader):
+                row += test(model, loader, criterion, run.precision)
+            row.append(time.perf_counter() - start)
             for column, value in zip(COLUMNS, row, strict=True):
                 history[column].append(value)
             checkpoint.save(history)
@@ -605,8 +571,6 @@ def post_display(
     images: torch.Tensor, captions: Sequence[str], title: str, columns: int = 10
 ) -> Figure:
     """Return a Figure of uint8 images (N, 3, H, W) in rows of `columns`, each under its caption."""
-    if captions:
-        CheckBatch()(images)
     rows = max(1, -(-len(images) // columns))
     lines = 1 + max((caption.count("\n") for caption in captions), default=0)
     size = 12 / columns  # inches an image, of which a line of text takes 0.2
@@ -629,7 +593,9 @@ STYLES = {
     "gn": {"color": "#E69F00", "linestyle": "--", "marker": "s"},
     "ln": {"color": "#009E73", "linestyle": "-.", "marker": "^"},
     "none": {"color": "#444444", "linestyle": ":", "marker": "D"},
+    "he": {"color": "#CC79A7", "linestyle": (0, (3, 1, 1, 1)), "marker": "v"},
 }
+LABELS = {"bn": "Batch", "gn": "Group", "ln": "Layer", "none": "None", "he": "None, He init"}
 
 
 def post_accuracyplots(history: Mapping[str, Sequence[float]], title: str, norm: str) -> Figure:
@@ -642,7 +608,7 @@ def post_accuracyplots(history: Mapping[str, Sequence[float]], title: str, norm:
     figure.suptitle(title)
     axes = figure.subplot_mosaic([["loss", "acc"], ["lr", "acc"]], height_ratios=[3, 1])
     epochs = range(1, len(history["lr"]) + 1)
-    color = STYLES[norm]["color"] if norm in STYLES else "#CC79A7"  # a norm of the user's own
+    color = STYLES.get(norm, STYLES["none"])["color"]  # it may be a norm of the user's own
     for key, label in (("loss", "mean negative log likelihood"), ("acc", "accuracy (%)")):
         train, test = history[f"clean_train_{key}"], history[f"test_{key}"]
         axes[key].plot(epochs, train, "--", color="black", linewidth=1.5, label="train")
@@ -718,35 +684,49 @@ def post_confusion(
     return figure
 
 
-def post_normalization(
-    activations: Mapping[str, torch.Tensor], title: str, groups: int = 4
+def post_lines(
+    lines: Mapping[str, Mapping], title: str, xlabel: str, ylabel: str, log: bool = False
 ) -> Figure:
-    """Return a Figure of the mean and deviation of every channel of every image, as heat maps.
+    """Return a Figure of a line for each name, which is a norm's or any other: values y by x."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axis = figure.subplots()
+    for name, values in lines.items():
+        style = STYLES.get(name, {}) | ({"marker": ""} if len(values) > 30 else {})
+        label = LABELS.get(name, name)
+        axis.plot(list(values), list(values.values()), label=label, linewidth=2, **style)
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    return figure
 
-    `activations` are (N, C, H, W) by name, such as one layer's before and after several norms; each
-    gets a column of two maps, batch x channel. Below it stands how much (standard deviation) the
-    averages of columns, of blocks (an image's channels of one of `groups`) and of rows differ.
+
+def post_cubes(groups: int = 4) -> Figure:
+    """Return a Figure of the activations that share a mean and a deviation, with each norm.
+
+    A cube is the output of a layer with 8 channels for a batch of 6 images; each little one is an
+    activation. The dark ones are one set.
     """
-    figure = Figure(figsize=(10, 5.8), layout="constrained")
-    figure.suptitle(title)
-    axes = figure.subplots(2, len(activations), squeeze=False, sharex=True, sharey=True)
-    scales = (
-        {"cmap": "RdBu_r", "vmin": -1.5, "vmax": 1.5},
-        {"cmap": "viridis", "vmin": 0, "vmax": 2},
-    )
-    for column, (name, tensor) in zip(axes.T, activations.items(), strict=True):
-        means, deviations = tensor.mean(dim=(2, 3)).cpu(), tensor.std(dim=(2, 3)).cpu()
-        blocks = means.view(len(means), groups, -1).mean(dim=2)
-        for axis, values, scale in zip(column, (means, deviations), scales, strict=True):
-            axis.imshow(values.numpy(), aspect="auto", interpolation="nearest", **scale)
-        column[0].set_title(name)
-        evenness = (("columns", means.mean(dim=0)), ("blocks", blocks), ("rows", means.mean(dim=1)))
-        lines = [
-            f"{what} differ by {values.std() if values.numel() > 1 else 0:.2f}"
-            for what, values in evenness
-        ]
-        column[1].set_xlabel("channel\n\naverages of means of\n" + "\n".join(lines))
-    for row, name in zip(axes, ("mean", "standard deviation"), strict=True):
-        row[0].set_ylabel("image of the batch")
-        figure.colorbar(row[0].images[0], ax=row, label=name, extend="both")
+    image, channel, _ = torch.meshgrid(*map(torch.arange, (6, 8, 4)), indexing="ij")
+    front = image == 0
+    sets = {
+        "Batch: one channel,\nall images": channel == 7,
+        f"Group: one image,\n1 of {groups} groups of channels": front
+        & (channel >= 8 - 8 // groups),
+        "Layer: one image,\nall channels": front,
+    }
+    figure = Figure(figsize=(12, 4))
+    for place, (name, shaded) in enumerate(sets.items(), 1):
+        axis = figure.add_subplot(1, 3, place, projection="3d")
+        solid = shaded.transpose(0, 1).numpy()
+        for part, color in ((~solid, "#DCE6F0"), (solid, "#E8743B")):
+            axis.voxels(part, facecolors=color, edgecolors="#333333", linewidth=0.5)
+        axis.set(xticks=[], yticks=[], zticks=[])
+        axis.set_title(name, fontsize=15, y=1.0)
+        for what in ("x", "y", "z"):
+            label = {"x": "channels", "y": "images", "z": "positions"}[what]
+            getattr(axis, f"set_{what}label")(label, fontsize=13, labelpad=-10)
+            getattr(axis, f"{what}axis").set_pane_color((0, 0, 0, 0))
+        axis.set_box_aspect((8, 6, 4), zoom=1.15)
+        axis.view_init(elev=24, azim=-58)
+    figure.subplots_adjust(left=0.0, right=0.97, bottom=0.02, top=0.86, wspace=0.05)
     return figure

@@ -4,13 +4,12 @@
 
 It needs no CIFAR-10: the images are drawn at random, which takes a step as long. Each way of
 training has a process of its own and waits while the others are measured; all take turns, so that a
-slow minute of the machine hits them all. It prints three tables in Markdown.
+slow minute of the machine hits them all. It prints two tables in Markdown.
 """
 
 import argparse
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,11 +22,6 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision import transforms
-
-try:
-    import resource
-except ImportError:  # on Windows
-    resource = None
 
 import utils
 from cifar10 import MEAN, STD, Data
@@ -148,58 +142,39 @@ def measure(steps: int) -> float:
     return (time.perf_counter() - start) / steps * 1000
 
 
-def get_peak() -> float:
-    """Return the peak memory (GiB) of this process or its GPU, without workers; nan on Windows."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    if resource is None:
-        return math.nan
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def measure_norm(norm: str, steps: int, repeats: int) -> tuple[dict, dict]:
-    """Return, by kind, the milliseconds a step of each of its turns, and its peak memory (GiB)."""
+def measure_norm(norm: str, steps: int, repeats: int) -> dict[str, list[float]]:
+    """Return, by kind, the milliseconds a step of each of its turns."""
     pools = {k: ProcessPoolExecutor(1, get_context("spawn"), prepare, (k, norm)) for k in KINDS}
     for pool in pools.values():
-        pool.submit(get_peak).result()  # ready, so that none gets ready while another measures
+        pool.submit(int).result()  # ready, so that none gets ready while another measures
     times = {kind: [] for kind in KINDS}
     for kind, pool in list(pools.items()) * repeats:
         times[kind].append(pool.submit(measure, steps).result())
-    peaks = {kind: pool.submit(get_peak).result() for kind, pool in pools.items()}
     for pool in pools.values():
         pool.shutdown()
-    return times, peaks
+    return times
 
 
-def make_row(norm: str, kind: str, times: Sequence[float], memory: float) -> str:
-    """Return a row of the table of times (ms a step) and peak memory (GiB)."""
+def make_row(norm: str, kind: str, times: Sequence[float]) -> str:
+    """Return a row of the table of times (ms a step)."""
     step, steps = statistics.median(times), TEST_EPOCH if "evaluation" in kind else EPOCH
     return (
         f"| {norm} | {kind} | {step:.1f} ({min(times):.1f} to {max(times):.1f}) "
-        f"| {MUON.batch_size / step * 1000:,.0f} | {step * steps / 1000:.1f} | {memory:.2f} |"
+        f"| {MUON.batch_size / step * 1000:,.0f} | {step * steps / 1000:.1f} |"
     )
-
-
-def make_ratios(norm: str, step: dict[str, float]) -> str:
-    """Return the row of one norm in the table of ratios, which are of medians (ms a step)."""
-    ours, evaluation = step["ours"], step["ours, evaluation"]
-    ratios = (step["textbook"] / ours, step["floor"] / ours, ours / step["ours, SGD"])
-    cells = [f"{ratio:.2f}" for ratio in ratios] + [f"{evaluation * 10_000 / SIZE / ours:.3f}"]
-    return f"| {norm} | {' | '.join(cells)} |"
 
 
 def make_minutes(norm: str, step: dict[str, float]) -> str:
     """Return the row of one norm in the table of minutes to a final accuracy.
 
     The textbook loop is charged for the epochs that REFERENCE needs and for no evaluation, ours for
-    the whole of QUICK, with an evaluation after each epoch, in the chosen precision and in float32.
+    all of QUICK, with two evaluations after each epoch, in the chosen precision and in float32.
     """
     epochs, accuracy = average_runs(REFERENCE, norm, "float32")
     usual = epochs * EPOCH * step["textbook"] / 60_000
     cells = [f"{epochs:.1f}", f"{usual:.1f}", f"{accuracy:.2f}"]
     for kind, precision in (("ours", records.get_precision()), ("ours, float32", "float32")):
-        evaluation = TEST_EPOCH * step[f"{kind}, evaluation"]
+        evaluation = 2 * TEST_EPOCH * step[f"{kind}, evaluation"]  # test and training images
         quick = QUICK.epochs * (EPOCH * step[kind] + evaluation) / 60_000
         accuracy = average_runs(QUICK, norm, precision)[1]
         cells += [f"{quick:.1f}", f"{usual / quick:.1f}", f"{accuracy:.2f}"]
@@ -211,8 +186,9 @@ def average_runs(recipe: utils.Recipe, norm: str, precision: str) -> tuple[float
 
     They are of the epochs after which a test accuracy (%) is within 0.1 of its last, and of that.
     """
-    results = records.load_results(records.ROOT / "results" / precision)
-    runs = [run["history"]["test_acc"] for run in records.pick(results, recipe.name, norm)]
+    folder = records.ROOT / "results" / precision
+    paths = sorted(folder.glob(f"{recipe.name}-{norm}-seed[1-5].json"))
+    runs = [records.load_result(path)["history"]["test_acc"] for path in paths]
     epochs = [next(i for i, acc in enumerate(run, 1) if acc >= run[-1] - 0.1) for run in runs]
     number = len(runs) or math.nan
     return sum(epochs) / number, sum(run[-1] for run in runs) / number
@@ -237,17 +213,15 @@ def main() -> None:
     options, precision = parse(), records.get_precision()
     environment = get_environment(utils.get_device(), precision)
     print(", ".join(f"{key} {value}" for key, value in environment.items()), flush=True)
-    print_header("loop | ms a step: median (range) | images/s | s an epoch | peak GiB")
+    print_header("loop | ms a step: median (range) | images/s | s an epoch")
     medians = {}
     for norm in records.COMPARED:
-        times, peaks = measure_norm(norm, options.steps, options.repeats)
+        times = measure_norm(norm, options.steps, options.repeats)
         for kind in KINDS:
-            print(make_row(norm, kind, times[kind], peaks[kind]), flush=True)
+            print(make_row(norm, kind, times[kind]), flush=True)
         step = {kind: statistics.median(times[kind]) for kind in KINDS}
         textbook = min(step["textbook, 0 workers"], step["textbook, 2 workers"])
         medians[norm] = step | {"textbook": textbook}
-    print_header("textbook / ours | floor / ours | Muon / SGD | evaluation / epoch")
-    print(*(make_ratios(*pair) for pair in medians.items()), sep="\n")
     quick = " | ".join(f"`quick`, {p} (min) | ratio | accuracy (%)" for p in (precision, "float32"))
     print_header(f"`reference`: epochs | textbook (min) | accuracy (%) | {quick}")
     print(*(make_minutes(*pair) for pair in medians.items()), sep="\n")

@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 
 import utils
 from experiments import results as records
-from experiments.results import COMPARED, NAMES, ROOT, load_model, load_result
+from experiments.results import COMPARED, ROOT, load_model, load_result
 
 COLUMNS = 6  # images on which one normalization alone is right
 
@@ -48,7 +48,7 @@ def predict(paths: Mapping[str, Path], test: TensorDataset) -> tuple[dict, dict]
 
     Raises ValueError where weights are of another run than the result beside them.
     """
-    loader = utils.get_loader(test, utils.get_test_transforms(), 128)
+    loader = utils.Loader(test, utils.get_test_transforms(), 128)
     results = {norm: load_result(path) for norm, path in paths.items()}
     predictions = {
         norm: utils.predict(load_model(path, test), loader, path.parent.name)[0].cpu()
@@ -100,7 +100,7 @@ def draw(
     draw_curves(curves.subplots(), results)
     for row, norm in zip(rows, results, strict=True):
         alone = find_alone(predictions, labels, norm)
-        row.suptitle(f"Right with {NAMES[norm].lower()} normalization alone: {len(alone):,} images")
+        row.suptitle(f"Right with {utils.LABELS[norm]} normalization alone: {len(alone):,} images")
         for axis in (axes := row.subplots(1, COLUMNS)):
             axis.axis("off")
         for axis, index in zip(axes, alone.tolist(), strict=False):
@@ -118,11 +118,10 @@ def draw_curves(axis: Axes, results: Mapping[str, dict]) -> None:
     """Draw test accuracy by epoch, a line for each result."""
     for norm, result in results.items():
         accuracy = result["history"]["test_acc"]
-        label = f"{NAMES[norm]}: {accuracy[-1]:.2f} %"
+        label = f"{utils.LABELS[norm]}: {accuracy[-1]:.2f} %"
         axis.plot(range(1, len(accuracy) + 1), accuracy, label=label, **utils.STYLES[norm])
     result = next(iter(results.values()))
-    what = (f"recipe {result['recipe']['name']}", f"seed {result['seed']}")
-    title = " | ".join([result["data"]["name"], *what, result["environment"]["precision"]])
+    title = f"{len(accuracy)} epochs of {result['recipe']['name']}, seed {result['seed']}"
     axis.set(title=title, xlabel="epoch", ylabel="accuracy on the test images (%)")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)

@@ -22,7 +22,7 @@ import torch
 
 import utils
 from experiments import results as records
-from experiments.results import COMPARED, NAMES, ROOT, SEEDS
+from experiments.results import COMPARED, ROOT, SEEDS
 from models import NORMS
 
 # A job's process runs a module. It ends with the process that started it, even if that is killed,
@@ -41,7 +41,7 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 def make_job(run: utils.Run, keep: Path | None = None) -> list[str]:
     """Return the papermill command for the run; a norm without a notebook takes that of bn."""
-    name = NAMES[run.norm if run.norm in COMPARED else "bn"]
+    name = utils.LABELS[run.norm if run.norm in COMPARED else "bn"]
     path = run.get_path(keep, ".ipynb") if keep else Path(os.devnull)
     path.parent.mkdir(parents=True, exist_ok=True)
     options = f"--no-progress-bar --log-level ERROR -p norm {run.norm} -p recipe {run.recipe.name}"

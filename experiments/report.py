@@ -7,6 +7,7 @@ It needs CIFAR-10 in the folder CIFAR10_ROOT (default: data/ of the repository).
 """
 
 import argparse
+import functools
 import io
 import math
 import re
@@ -22,31 +23,18 @@ import utils
 from cifar10 import Data
 from experiments import compare, stats
 from experiments.claims import ARMS, WATCHED
-from experiments.results import COMPARED, COMPARED_RECIPES, NAMES, ROOT, get_data, load_frame
+from experiments.results import COMPARED, COMPARED_RECIPES, ROOT, get_data, load_frame
 from experiments.stats import differences, format_differences, format_mean, make_markdown
-from models import Session8Net, get_norm
 from runs import write_whole
 
-PUBLISHED = {"bn": 78.86, "gn": 77.88, "ln": 76.94}  # test accuracy (%)
-CHANCE, TRAINS = 10.0, 20.0  # % right by guessing, and above which a network has learned something
-WITHIN = 2.0  # points below its best at which an arm still counts as good
+PAGES = ROOT / "README.md", ROOT / "experiments" / "README.md"
+CHANCE = 10.0  # % right by guessing
+COLUMNS = {"reference": "original recipe", "onecycle": "tuned SGD", "muon": "Muon"}
 BASES = {"sgd": "onecycle", "muon": "muon"}  # the recipe that a value of `baseline` begins with
 WITHOUT = ("he", "none")  # arms without a normalization
-SPREADS = {
-    "test mean": ("test", "mean"),
-    "s.d.": ("test", "std"),
-    "± 95 %": ("test", stats.get_half_width),
-}
-GAPS = {
-    "train images as they are": ("clean", "mean"),
-    "minus test": ("clean_gap", "mean"),
-    "± 95 %": ("clean_gap", stats.get_half_width),
-}
 PAIRS = list(combinations(COMPARED, 2))
-LABELS = {"none": "None", "he": "None, first weights of He", **{n: NAMES[n] for n in COMPARED}}
-LABELS["bn anew"] = "Batch, statistics computed anew"
-STYLES = utils.STYLES | {"he": {"color": "#CC79A7", "linestyle": (0, (3, 1, 1, 1)), "marker": "v"}}
-STYLES["bn anew"] = STYLES["bn"] | {"linestyle": ":", "marker": "x"}
+LABELS = utils.LABELS | {"bn recomputed": "Batch, recomputed"}
+STYLES = utils.STYLES | {"bn recomputed": utils.STYLES["bn"] | {"linestyle": ":", "marker": "x"}}
 
 # --- The runs of a table -------------------------------------------------------------------------
 
@@ -59,8 +47,8 @@ def take(frame: pd.DataFrame, **wanted: object) -> pd.DataFrame:
 
 
 def get_arms(frame: pd.DataFrame) -> list[str]:
-    """Return the arms that the frame has, in the order of ARMS, with "bn anew" behind "bn"."""
-    known = [name for arm in ARMS for name in (arm, f"{arm} anew")]
+    """Return the arms of the frame in the order of ARMS, each before its "recomputed" one."""
+    known = [name for arm in ARMS for name in (arm, f"{arm} recomputed")]
     return [arm for arm in known if arm in set(frame.arm)]
 
 
@@ -75,7 +63,7 @@ def get_batches(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the runs of `batches`, and again those of `bn` with its statistics recomputed."""
     bn = take(frame, claim="batches", arm="bn")
     tests = [result.get("recomputed_acc", math.nan) for result in bn.result]
-    return get_claim(pd.concat([frame, bn.assign(arm="bn anew", test=tests)]), "batches")
+    return get_claim(pd.concat([frame, bn.assign(arm="bn recomputed", test=tests)]), "batches")
 
 
 def get_trials(frame: pd.DataFrame, claim: str) -> pd.DataFrame:
@@ -187,32 +175,20 @@ def quote(cells: pd.DataFrame, title: str) -> str:
 
 
 def make_results(runs: pd.DataFrame) -> str:
-    """Return the front page's table: final test accuracy, beside what was published."""
+    """Return the front page's table of final test accuracies."""
     table = tabulate(runs, "recipe", format_runs).reindex([*COMPARED, *WITHOUT])
-    table = table.reindex(columns=[*COMPARED_RECIPES, "quick"]).rename(columns="`{}`".format)
-    table.insert(0, "published", pd.Series(PUBLISHED))
+    table = table.reindex(columns=list(COLUMNS)).rename(columns=COLUMNS)
     table = table.rename(lambda arm: f"{LABELS[arm]} (`{arm}`)")
     return make_markdown(table.rename_axis("normalization"))
 
 
-def make_spreads(norms: pd.DataFrame, columns: Mapping[str, tuple]) -> str:
-    """Return these aggregates over the seeds, by recipe and norm."""
+def make_spreads(norms: pd.DataFrame) -> str:
+    """Return the spread of test accuracy, and the gap to it, by recipe and norm."""
+    half, all_of = stats.get_half_width, functools.partial(pd.Series.mean, skipna=False)
+    columns = {"seeds": ("seed", "size"), "test mean": ("test", "mean"), "s.d.": ("test", "std")}
+    columns |= {"± 95 %": ("test", half), "train minus test": ("clean_gap", all_of)}
     groups = norms.rename(columns={"arm": "norm"}).groupby(["recipe", "norm"])
-    return make_markdown(groups.agg(seeds=("seed", "size"), **columns))
-
-
-def make_mcnemar(norms: pd.DataFrame, labels: Sequence[int]) -> str:
-    """Return McNemar's test of each two norms, on the test predictions of seed 1."""
-    first = take(norms, seed=1).set_index(["recipe", "arm"]).result
-    hits = first.map(lambda r: list(map(str.__eq__, r["test_predictions"], map(str, labels))))
-    rows = []
-    for recipe, pair in product(COMPARED_RECIPES, PAIRS):
-        if all((recipe, norm) in hits for norm in pair):
-            *counts, p = stats.mcnemar(*(hits[recipe, norm] for norm in pair))
-            p = f"{p:.3f}" if p >= 0.001 else "< 0.001"
-            rows.append([f"`{recipe}`", ", ".join(pair), *counts, p])
-    columns = ["recipe", "first, second", "only the first right", "only the second right", "p"]
-    return make_markdown(pd.DataFrame(rows, columns=columns).set_index("recipe"))
+    return make_markdown(groups.agg(**columns, **{"± 95 % ": ("clean_gap", half)}))
 
 
 def make_tuning(trials: pd.DataFrame) -> str:
@@ -226,31 +202,6 @@ def make_tuning(trials: pd.DataFrame) -> str:
     return make_markdown(table.sort_values("mean", ascending=False, kind="stable"))
 
 
-def find_range(means: pd.Series) -> list[float]:
-    """Return the unbroken range of values around the best that are WITHIN it."""
-    good = means >= means.max() - WITHIN
-    stretch = (~good).cumsum()  # the same all along an unbroken range
-    return list(means.index[good & (stretch == stretch[means.idxmax()])])
-
-
-def make_rates(runs: pd.DataFrame) -> str:
-    """Return, by arm, the best peak rate, the accuracy there, and which rates work."""
-    rows = {}
-    for arm, means in get_means(runs).iterrows():
-        tests = take(runs, arm=arm).fillna({"test": CHANCE}).groupby("value").test
-        good = find_range(means) if means.max() > TRAINS else []
-        trained = tests.min().index[tests.min() > TRAINS]
-        diverged = take(runs, arm=arm).test.isna()
-        rows[f"`{arm}`"] = {
-            "best rate": f"{means.idxmax():g}" if good else "–",
-            "test accuracy there": format_mean(tests.get_group(means.idxmax())),
-            f"rates within {WITHIN:g} points": ", ".join(f"{rate:g}" for rate in good) or "–",
-            f"highest, all seeds above {TRAINS:g} %": f"{max(trained, default=math.nan):g}",
-            "runs diverged": f"{diverged.sum()} of {len(diverged)}",
-        }
-    return make_rows(rows)
-
-
 def make_speed(groups: Mapping[str, pd.DataFrame], goals: Sequence[float]) -> str:
     """Return the epochs to each goal (%): mean and 95 % interval, or how many runs get there."""
 
@@ -261,15 +212,6 @@ def make_speed(groups: Mapping[str, pd.DataFrame], goals: Sequence[float]) -> st
 
     cells = {k: {f"to {goal} %": count(runs, goal) for goal in goals} for k, runs in groups.items()}
     return make_rows(cells)
-
-
-def make_search(search: pd.DataFrame) -> str:
-    """Return accuracy on held-out images by recipe, rate and arm, an arm's best in bold."""
-    means = search.groupby(["recipe", "rate", "arm"]).validation.mean().unstack()
-    best = (means == means.groupby("recipe").transform("max")) & (means > TRAINS)
-    cells = means.map("{:.2f}".format).where(~best, means.map("**{:.2f}**".format))
-    cells = cells.rename(lambda name: f"`{name}`" if isinstance(name, str) else f"{name:g}")
-    return make_markdown(cells[get_arms(search)].rename(columns="`{}`".format))
 
 
 def make_scales(scales: pd.DataFrame) -> str:
@@ -298,6 +240,7 @@ def make_differences(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     norms, muon = runs[runs.arm.isin(COMPARED)], take(runs, recipe="`muon`")
     based = runs[runs.recipe.isin([f"`{recipe}`" for recipe in BASES.values()])]
     sizes = get_batches(frame).sort_values("value", kind="stable").fillna({"test": CHANCE})
+    sizes = sizes[sizes.value < 16]
     sizes = sizes.assign(**{"images a batch": sizes.value.map("{:g}".format)})
     onecycle = take(frame, claim="", recipe="onecycle").rename(columns={"arm": title})
     test, gap = {"test": "test"}, {"clean_gap": "train as it is minus test"}
@@ -305,39 +248,33 @@ def make_differences(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
     precisions = [("float32", "bfloat16")]
     medians = get_medians(get_shift(frame))
     return {
-        "differences": differences(norms, ["recipe"], "arm", PAIRS, test),
+        "differences": pd.concat(
+            differences(take(norms, recipe=f"`{r}`"), ["recipe"], "arm", PAIRS, test)
+            for r in COMPARED_RECIPES
+        ),
         "gap-differences": differences(muon, ["recipe"], "arm", PAIRS, gap),
         "precisions": differences(onecycle, [title], "precision", precisions, test),
         "costs": differences(based, ["recipe"], "arm", costs, test),
-        "batch-differences": differences(sizes, ["images a batch"], "arm", bn_and, test),
+        "batch-differences": differences(
+            sizes, ["images a batch"], "arm", bn_and, test, lambda row: row[1] == "2"
+        ),
         "shift-differences": differences(medians, [STEPS], "arm", bn_and, {"value": STEPS}),
     }
 
 
-def make_tables(frame: pd.DataFrame, labels: Sequence[int]) -> dict[str, str]:
-    """Return all tables by the names of their markers; `labels` are those of the test images."""
+def make_tables(frame: pd.DataFrame) -> dict[str, str]:
+    """Return all tables by the names of their markers."""
     runs, rates, trials = get_runs(frame), get_claim(frame, "rates"), take(frame, claim="tuning")
     norms = runs[runs.arm.isin(COMPARED)]
-    whole = norms[norms.recipe.isin(COMPARED_RECIPES)]
-    whole = whole[whole.clean.notna().groupby(whole.recipe).transform("all")]
-    best = get_means(rates).idxmax(axis=1).items()
-    at_best = {f"`{arm}`, {rate:g}": take(rates, arm=arm, value=rate) for arm, rate in best}
     keys, ended = product(COMPARED_RECIPES, ARMS), runs.dropna(subset="test")
     by_arm = {f"`{r}`, `{arm}`": take(ended, recipe=r, arm=arm) for r, arm in keys}
-    based = tabulate(runs, "recipe", lambda tests: f"{format_runs(tests)} ({len(tests)})")
     batches = get_batches(frame).fillna({"test": CHANCE})
     tables = {
         "results": make_results(runs),
-        "seeds": make_spreads(norms, SPREADS),
-        "gaps": make_spreads(whole, GAPS),
-        "mcnemar": make_mcnemar(norms, labels),
+        "seeds": make_spreads(norms),
         "tuning": make_tuning(trials[trials.arm.isin(COMPARED)]),
-        "rates": make_rates(rates),
-        "rate-means": quote(get_means(rates), "arm"),
-        "rates-speed": make_speed(at_best, (60, 70)),
+        "rates": quote(tabulate(rates, "value", format_runs), "arm"),
         "speed": make_speed({k: runs for k, runs in by_arm.items() if len(runs)}, (60, 70, 80)),
-        "search": make_search(get_trials(frame, "search")),
-        "baseline": quote(based.reindex(columns=list(BASES.values())), "arm"),
         "batches": quote(tabulate(batches, "value", format_mean), "images a batch"),
         "scales": make_scales(get_scales(frame)),
         "shift": make_shift(get_medians(get_shift(frame))),
@@ -356,15 +293,40 @@ def make_tables(frame: pd.DataFrame, labels: Sequence[int]) -> dict[str, str]:
 
 
 def numbers(frame: pd.DataFrame) -> dict[str, str]:
-    """Return the numbers that sentences may hold, by name, all of final test accuracies.
+    """Return the numbers that sentences and notebooks may hold, each by its name.
 
-    `muon.bn` is a mean (%), `muon.bn-gn` and `bn.muon-reference` are differences of two (points).
+    `muon.bn` is a mean final test accuracy (%), `muon.bn-gn` and `bn.muon-reference` differences of
+    two (points); `batches-2` or `rates-1` can stand for a recipe. `gap` is training minus test
+    accuracy with `muon`, `epochs-70` the epochs to 70 %, `scales` how many times smaller the
+    deviation of a channel is in C10 than in C1, and `shift` the change of C10's gradient.
     """
-    means = get_runs(frame).groupby(["recipe", "arm"]).test.mean().unstack()
+    claims = {"batches": get_batches(frame), "rates": get_claim(frame, "rates")}
+    named = [c.assign(recipe=[f"{name}-{v:g}" for v in c.value]) for name, c in claims.items()]
+    runs, guessed = get_runs(frame), pd.concat(named).fillna({"test": CHANCE})
+    means = pd.concat([runs, guessed]).groupby(["recipe", "arm"]).test.mean().unstack()
     known = {f"{recipe}.{arm}": f"{mean:.2f}" for (recipe, arm), mean in means.stack().items()}
     for name, row in [*means.iterrows(), *means.T.iterrows()]:
         for (one, mean), (other, less) in permutations(row.dropna().items(), 2):
             known[f"{name}.{one}-{other}"] = f"{mean - less:.1f}"
+    best = get_means(claims["rates"])
+    for arm, rate in best.idxmax(axis=1).items():
+        at_best = take(claims["rates"], arm=arm, value=rate).dropna(subset="test").history
+        epochs = np.mean([find_crossing(history["test_acc"], 60) for history in at_best])
+        known[f"epochs-60.rates.{arm}"] = f"{epochs:.1f}"
+        known[f"rates-gaps.{arm}"] = f"{best.loc['bn'].max() - best.loc[arm].max():.1f}"
+    for arm, gap in take(runs, recipe="muon").groupby("arm").clean_gap.mean().items():
+        known[f"gap.{arm}"] = f"{gap:.1f}"
+    for (recipe, arm), part in runs.dropna(subset="test").groupby(["recipe", "arm"]):
+        epochs = [find_crossing(history["test_acc"], 70) for history in part.history]
+        known[f"epochs-70.{recipe}.{arm}"] = f"{np.mean(epochs):.1f}"
+    scales = take(get_scales(frame), moment="before").set_index("layer")
+    for arm, part in scales.groupby("arm"):
+        factors = np.log(part.loc["C1", "median"].values / part.loc["C10", "median"].values)
+        known[f"scales.{arm}"] = f"{float(f'{np.exp(factors.mean()):.3g}'):,g}"
+    for arm, part in (
+        get_shift(frame).groupby(["arm", "seed"])["change C10"].median().groupby("arm")
+    ):
+        known[f"shift.{arm}"] = f"{part.mean():.2f}"
     return known
 
 
@@ -475,34 +437,12 @@ def draw_shift(shift: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw_normalization(data: Data) -> Figure:
-    """Return what each normalization does to the first layer's output, as in the notebooks."""
-    utils.set_seed(1)
-    block = Session8Net("bn").layers.C1
-    images = utils.get_test_transforms()(data.test.tensors[0][:32].cpu())
-    with torch.inference_mode():
-        before = block.relu(block.conv(images))
-        after = {f"after {norm}": get_norm(norm, 16)(before) for norm in COMPARED}
-    title = "The first layer's activations (C1, untrained), before and after each normalization"
-    return utils.post_normalization({"before": before, **after}, title)
-
-
-def draw_quoted(data: Data) -> dict[str, Figure]:
-    """Return the figures of the notebooks' own runs, each by its name."""
+def draw_comparison(data: Data) -> Figure:
+    """Return the committed notebooks' runs side by side."""
     paths = compare.find_runs("muon", 1, [ROOT / "results" / "float32"])
     results, predictions = compare.predict(paths, data.test)
     data = data.to(torch.device("cpu"))
-    figures = {"comparison": compare.draw(results, predictions, data.test, data.classes)}
-    labels, classes = data.test.tensors[1], data.classes
-    for norm, seen in predictions.items():
-        title = f"{NAMES[norm]} normalization, recipe muon, seed 1, float32"
-        history = results[norm]["history"]
-        figures |= {
-            f"curves-{norm}": utils.post_accuracyplots(history, title, norm),
-            f"misclassified-{norm}": utils.post_misclassified(data.test, seen, classes, title),
-            f"confusion-{norm}": utils.post_confusion(seen, labels, classes, title),
-        }
-    return figures
+    return compare.draw(results, predictions, data.test, data.classes)
 
 
 def draw_figures(frame: pd.DataFrame) -> dict[str, Figure]:
@@ -525,14 +465,15 @@ def main() -> None:
     what = "Renew the tables, figures and marked numbers of both pages from results/."
     argparse.ArgumentParser(description=what).parse_args()  # --help alone
     frame, data = load_frame(), get_data(utils.get_recipe("muon"))
-    tables = make_tables(frame, data.test.tensors[1].tolist())
+    tables = make_tables(frame)
     known, contents = numbers(frame), {}
-    for page in (ROOT / "README.md", ROOT / "experiments" / "README.md"):
+    for page in (*PAGES, *sorted(ROOT.glob("ERA_*.ipynb"))):
         text = page.read_text(encoding="utf-8")
         for line in find_stale(text, known):
             print(line)
         contents[page] = renew(text, tables, known).encode()
-    figures = draw_figures(frame) | draw_quoted(data) | {"normalization": draw_normalization(data)}
+    figures = draw_figures(frame)
+    figures |= {"comparison": draw_comparison(data), "cubes": utils.post_cubes()}
     for name, figure in figures.items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=110)

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -16,7 +16,6 @@ from models import Session8Net
 from runs import is_same_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = {"bn": "Batch", "gn": "Group", "ln": "Layer", "none": "No"}  # ... normalization
 COMPARED = ("bn", "gn", "ln")  # each has a notebook
 SEEDS = (1, 2, 3, 4, 5)  # those of the pages; a run of another one changes no page
 COMPARED_RECIPES = ("reference", "onecycle", "muon")  # of 20 epochs, in float32
@@ -60,17 +59,6 @@ def load_result(path: Path) -> dict:
     return result
 
 
-def load_results(folder: Path) -> dict[tuple[str, str, int], dict]:
-    """Return the results in `folder`, each under its (recipe, norm, seed)."""
-    results = map(load_result, sorted(folder.glob("*.json")))
-    return {(r["recipe"]["name"], r["norm"], r["seed"]): r for r in results}
-
-
-def pick(results: Mapping, recipe: str, norm: str) -> list[dict]:
-    """Return the results of that recipe and norm that are there, in the order of SEEDS."""
-    return [results[recipe, norm, seed] for seed in SEEDS if (recipe, norm, seed) in results]
-
-
 def make_row(result: dict, folder: str) -> dict:
     """Return the row of `load_frame` for a result from that folder of results/."""
     name, history = result["recipe"]["name"], result["history"]
@@ -110,7 +98,7 @@ def load_model(path: Path, test: TensorDataset | None = None) -> Session8Net:
     model = model.to(utils.get_device(), memory_format=torch.channels_last)
     if test is not None:
         first = TensorDataset(*(tensor[:500] for tensor in test.tensors))
-        loader = utils.get_loader(first, utils.get_test_transforms(), 500)
+        loader = utils.Loader(first, utils.get_test_transforms(), 500)
         digits = utils.predict(model, loader, result["environment"]["precision"])[0].argmax(dim=1)
         said = torch.tensor(list(map(int, result["test_predictions"][:500]))).to(digits.device)
         if (digits != said).sum() > 10:  # two runs differ in 48 or more, two machines in a few

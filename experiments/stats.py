@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from experiments.results import NAMES
+from utils import LABELS
 
 
 def get_half_width(values: Sequence[float]) -> float:
@@ -62,18 +62,6 @@ def holm(ps: Sequence[float]) -> list[float]:
     return corrected
 
 
-def mcnemar(one: Sequence[bool], other: Sequence[bool]) -> tuple[int, int, float]:
-    """Return how many images only `one` has right, how many only `other`, and p of McNemar (1947).
-
-    That is the exact two-sided test of the hypothesis that both are equal but for chance.
-    """
-    pairs = list(zip(one, other, strict=True))
-    only_one, only_other = pairs.count((True, False)), pairs.count((False, True))
-    if only_one + only_other == 0:
-        return 0, 0, 1.0
-    return only_one, only_other, float(stats.binomtest(only_one, only_one + only_other).pvalue)
-
-
 def differences(
     frame: pd.DataFrame,
     by: Sequence[str],
@@ -117,7 +105,7 @@ def format_differences(table: pd.DataFrame, rows: Sequence[str], columns: str = 
 
 def make_markdown(frame: pd.DataFrame) -> str:
     """Return a Markdown table of the frame and its index: numbers to two places, a dash for nan."""
-    frame = frame.rename(lambda v: f"{NAMES[v]} (`{v}`)" if v in NAMES else v).reset_index()
+    frame = frame.rename(lambda v: f"{LABELS[v]} (`{v}`)" if v in LABELS else v).reset_index()
     align = ["right" if pd.api.types.is_numeric_dtype(t) else "left" for t in frame.dtypes]
     frame = frame.map(lambda v: f"{v:.2f}" if isinstance(v, float) else v).replace("nan", "–")
     return frame.to_markdown(index=False, disable_numparse=True, colalign=align)

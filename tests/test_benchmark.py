@@ -1,5 +1,7 @@
 """The speed: what is measured, and what is made of it; no test asserts a time."""
 
+import json
+
 import pytest
 import torch
 
@@ -28,30 +30,29 @@ MEDIANS |= {"ours, evaluation": 6.0, "ours, float32": 40.0, "ours, float32, eval
 
 
 def test_a_row_is_of_the_median_and_of_a_whole_epoch():
-    row = benchmark.make_row("bn", "ours", [20.0, 20.0, 50.0], 1.0)
-    assert row == "| bn | ours | 20.0 (20.0 to 50.0) | 6,400 | 7.8 | 1.00 |"
-    row = benchmark.make_row("bn", "ours, evaluation", [6.0, 6.0, 7.0], 1.0)  # 79 steps
-    assert row == "| bn | ours, evaluation | 6.0 (6.0 to 7.0) | 21,333 | 0.5 | 1.00 |"
+    row = benchmark.make_row("bn", "ours", [20.0, 20.0, 50.0])
+    assert row == "| bn | ours | 20.0 (20.0 to 50.0) | 6,400 | 7.8 |"
+    row = benchmark.make_row("bn", "ours, evaluation", [6.0, 6.0, 7.0])  # 79 steps
+    assert row == "| bn | ours, evaluation | 6.0 (6.0 to 7.0) | 21,333 | 0.5 |"
 
 
-def test_ratios_are_against_our_own_step():
-    assert benchmark.make_ratios("bn", MEDIANS) == "| bn | 4.00 | 0.95 | 1.25 | 0.060 |"
-
-
-def test_minutes_are_those_to_the_final_accuracy(monkeypatch):
+def test_minutes_are_those_to_the_final_accuracy(monkeypatch, tmp_path):
     monkeypatch.setenv("PRECISION", "bfloat16")
-    histories = {
-        ("reference", "bn", 1): [60.0, 76.95, 70.0, 77.0],  # within 0.1 after 2 epochs
-        ("reference", "bn", 2): [60.0, 70.0, 79.0, 79.0],  # after 3
-        ("reference", "bn", 9): [50.0],  # of no page's seed
-        ("quick", "bn", 1): [50.0, 80.0],
-    }
-    results = {key: {"history": {"test_acc": history}} for key, history in histories.items()}
-    floats = {key: results[key] for key in histories if key[0] == "reference"}
-    load = lambda path: floats if path.name == "float32" else results  # noqa: E731
-    monkeypatch.setattr(records, "load_results", load)
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    for precision, name, history in (
+        ("float32", "reference-bn-seed1", [60.0, 76.95, 70.0, 77.0]),  # within 0.1 after 2 epochs
+        ("float32", "reference-bn-seed2", [60.0, 70.0, 79.0, 79.0]),  # after 3
+        ("float32", "reference-bn-seed9", [50.0]),  # of no page's seed
+        ("bfloat16", "quick-bn-seed1", [50.0, 80.0]),
+    ):
+        recipe, norm, seed = name.split("-")
+        result = {"recipe": {"name": recipe}, "norm": norm, "seed": int(seed[4:])}
+        result |= {"environment": {"precision": precision}, "history": {"test_acc": history}}
+        path = tmp_path / "results" / precision / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result), encoding="utf-8")
     usual = 2.5 * 391 * 80 / 60_000
-    quick, float32 = (4 * (391 * ours + 79 * test) / 60_000 for ours, test in ((20, 6), (40, 10)))
+    quick, float32 = (4 * (391 * ours + 158 * test) / 60_000 for ours, test in ((20, 6), (40, 10)))
     cells = ["2.5", f"{usual:.1f}", "78.00", f"{quick:.1f}", f"{usual / quick:.1f}", "80.00"]
     cells += [f"{float32:.1f}", f"{usual / float32:.1f}", "–"]  # there is no such run
     assert benchmark.make_minutes("bn", MEDIANS) == f"| bn | {' | '.join(cells)} |"
@@ -62,15 +63,12 @@ def test_the_tables_have_their_columns(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["benchmark"])
     monkeypatch.setattr(benchmark, "KINDS", dict.fromkeys(benchmark.KINDS))
     times = {kind: [10.0 + i] for i, kind in enumerate(benchmark.KINDS)}
-    peaks = dict.fromkeys(benchmark.KINDS, 1.0)
-    monkeypatch.setattr(benchmark, "measure_norm", lambda *_: (times, peaks))
-    monkeypatch.setattr(records, "load_results", lambda _: {})
+    monkeypatch.setattr(benchmark, "measure_norm", lambda *_: times)
     benchmark.main()
     tables = capsys.readouterr().out.split("\n\n")[1:]
-    assert [len(table.strip().split("\n")) for table in tables] == [2 + 3 * 8, 2 + 3, 2 + 3]
+    assert [len(table.strip().split("\n")) for table in tables] == [2 + 3 * 8, 2 + 3]
     for table in tables:
         assert len({line.count("|") for line in table.strip().split("\n")}) == 1
-    assert "| bn | 0.83 | 1.17 | 0.92 | 0.250 |" in tables[1]  # 10 / 12, 14 / 12, 12 / 13, 15 / 60
 
 
 def test_a_measurement_is_of_at_most_an_epoch(capsys):

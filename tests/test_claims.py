@@ -174,7 +174,7 @@ def test_recomputed_statistics_are_those_of_the_images(small, tmp_path, monkeypa
             module.momentum = 1.0  # the statistics of the last batch alone
     with torch.no_grad():
         model.train()(transforms(data.train.tensors[0][:500]))
-    loader = utils.get_loader(data.test, transforms, 128)
+    loader = utils.Loader(data.test, transforms, 128)
     assert result["recomputed_acc"] == utils.test(model, loader, nn.NLLLoss())[1]
 
 

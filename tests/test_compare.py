@@ -51,9 +51,9 @@ def test_the_figure_shows_curves_and_what_each_network_saw():
     figure = compare.draw(make_results(), make_predictions(), test, "abcdefghij")
     curves, *rows = figure.subfigs
     assert [line.get_ydata().tolist() for line in curves.axes[0].lines] == [[55.0, 80.5]] * 3
-    assert curves.axes[0].get_title() == "CIFAR-10 | recipe muon | seed 1 | float32"
+    assert curves.axes[0].get_title() == "2 epochs of muon, seed 1"
     titles = [row.get_suptitle() for row in rows]
-    assert titles[0] == "Right with batch normalization alone: 2 images"
+    assert titles[0] == "Right with Batch normalization alone: 2 images"
     captions = [axis.get_title() for axis in rows[0].axes if axis.images]
     assert captions[0] == "true: c\nbn: c (80%)\ngn: j (80%)\nln: j (80%)"
     shown = torch.tensor(rows[0].axes[0].images[0].get_array())

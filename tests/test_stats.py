@@ -82,14 +82,6 @@ def test_means_are_equivalent_by_two_one_sided_tests():
     assert stats.equivalent(ones, others, margin=0.1) > 0.3, "not different is not equal"
 
 
-def test_mcnemar_is_the_exact_binomial_test():
-    one = [True] * 9 + [False] * 1 + [True] * 50
-    other = [False] * 9 + [True] * 1 + [True] * 50
-    # Ten coins, nine or more on one side: 2 * (10 + 1) / 2**10.
-    assert stats.mcnemar(one, other) == (9, 1, pytest.approx(22 / 1024))
-    assert stats.mcnemar(one, one) == (0, 0, 1.0)
-
-
 @pytest.fixture
 def frame():
     """Two recipes, three arms of three seeds; `c` of the second recipe is missing."""
