@@ -87,14 +87,7 @@ NORMS = {
 
 
 def conv_block(
-    in_channels: int,
-    out_channels: int,
-    norm: str,
-    *,
-    groups: int = 4,
-    padding: int = 0,
-    dropout: float = 0.0,
-    momentum: float = 0.1,
+    in_channels, out_channels, norm: str, *, groups=4, padding=0, dropout=0.0, momentum=0.1
 ) -> nn.Sequential:
     """Return a 3x3 convolution, ReLU, the normalization that `norm` names, and dropout.
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from cifar10 import CIFAR, GRATINGS
@@ -237,12 +236,7 @@ def describe(run: Run, data: Any, device: torch.device) -> dict[str, Any]:
 
 
 def describe_parts(
-    model: nn.Module,
-    train_loader: Any,
-    test_loader: Any,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    criterion: nn.Module,
+    model, train_loader, test_loader, optimizer, scheduler, criterion
 ) -> dict[str, Any]:
     """Return what trains, as JSON has it: it need not be what the recipe says.
 

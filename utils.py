@@ -199,13 +199,7 @@ class Loader:
     batch may be short. With `shuffle` they come in another order each time.
     """
 
-    def __init__(
-        self,
-        dataset: TensorDataset,
-        transforms: v2.Compose,
-        batch_size: int,
-        shuffle: bool = False,
-    ):
+    def __init__(self, dataset: TensorDataset, transforms, batch_size: int, shuffle=False):
         self.dataset, self.transforms = dataset, transforms
         self.batch_size, self.shuffle = batch_size, shuffle
 
@@ -350,13 +344,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def train(
-    model: nn.Module,
-    train_loader: Loader,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    criterion: nn.Module,
-    precision: str = "float32",
-    size: int | None = None,
+    model, train_loader, optimizer, scheduler, criterion, precision="float32", size=None
 ) -> tuple[float, float]:
     """Train for one epoch and return its mean loss an image and its accuracy in percent.
 
@@ -457,13 +445,13 @@ _trained = weakref.WeakSet()  # models that `fit` has begun to train
 
 def fit(
     run: Run,
-    model: nn.Module,
-    train_loader: Loader,
-    test_loader: Loader,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    criterion: nn.Module,
-    folder: str | Path = "checkpoints",
+    model,
+    train_loader,
+    test_loader,
+    optimizer,
+    scheduler,
+    criterion,
+    folder="checkpoints",
 ) -> dict[str, list[float]]:
     """Train for the recipe's epochs, print a line after each, and return the history by epoch.
 
@@ -510,13 +498,7 @@ def format_epoch(history: Mapping[str, Sequence[float]], epoch: int, epochs: int
 
 
 def save_result(
-    run: Run,
-    data: Data,
-    parts: tuple,
-    history: Mapping[str, list[float]],
-    clean_train_acc: float,
-    prediction: torch.Tensor,
-    folder: str | Path = "runs",
+    run: Run, data: Data, parts: tuple, history, clean_train_acc, prediction, folder="runs"
 ) -> str:
     """Write the run's JSON and its weights to `folder`, and return a sentence that says so.
 
@@ -625,12 +607,7 @@ def post_accuracyplots(history: Mapping[str, Sequence[float]], title: str, norm:
 
 
 def post_misclassified(
-    dataset: TensorDataset,
-    prediction: torch.Tensor,
-    classes: Sequence[str],
-    title: str,
-    count: int = 10,
-    most_confident: bool = False,
+    dataset: TensorDataset, prediction, classes, title: str, count=10, most_confident=False
 ) -> Figure:
     """Return a Figure of the first `count` images whose prediction is wrong.
 
@@ -728,5 +705,5 @@ def post_cubes(groups: int = 4) -> Figure:
             getattr(axis, f"{what}axis").set_pane_color((0, 0, 0, 0))
         axis.set_box_aspect((8, 6, 4), zoom=1.15)
         axis.view_init(elev=24, azim=-58)
-    figure.subplots_adjust(left=0.0, right=0.97, bottom=0.02, top=0.86, wspace=0.05)
+    figure.subplots_adjust(left=0.0, right=0.95, bottom=0.02, top=0.86, wspace=0.05)
     return figure

@@ -359,24 +359,21 @@ def get_histories(runs: pd.DataFrame, column: str) -> pd.DataFrame:
     return histories.rename(columns=lambda epoch: epoch + 1)
 
 
-def draw_accuracies(runs: pd.DataFrame, recipes: Sequence[str], seeds: bool = False) -> Figure:
+def draw_accuracies(runs: pd.DataFrame, recipes: Sequence[str]) -> Figure:
     """Return test accuracy by epoch: an arm's mean, and a band from lowest to highest run."""
-    figure = Figure(figsize=(12, 4.2), layout="constrained")
-    for axis, recipe in zip(figure.subplots(1, len(recipes), sharey=seeds), recipes, strict=True):
+    figure, lines = Figure(figsize=(9, 4.5), layout="constrained"), {}
+    for axis, recipe in zip(figure.subplots(1, len(recipes), sharey=True), recipes, strict=True):
         ended = take(runs, recipe=recipe).dropna(subset="test")
         for arm in get_arms(ended):
-            epochs = get_histories(take(ended, arm=arm), "test_acc")
-            count = f", {len(epochs)} seed" + "s" * (len(epochs) != 1) if seeds else ""
-            style = STYLES[arm] | {"markersize": 4, "linewidth": 1.8, "label": LABELS[arm] + count}
-            axis.plot(epochs.columns, epochs.mean(), **style)
+            epochs, style = get_histories(take(ended, arm=arm), "test_acc"), STYLES[arm]
+            (lines[LABELS[arm]],) = axis.plot(epochs.columns, epochs.mean(), **style, markersize=4)
             band = (epochs.columns, epochs.min(), epochs.max())
             axis.fill_between(*band, color=style["color"], alpha=0.2, linewidth=0)
             axis.set_xticks(range(0, len(epochs.T) + 1, 5))
-        axis.set(title=f"recipe {recipe}", xlabel="epoch")
+        axis.set(title=COLUMNS[recipe], xlabel="epoch")
         axis.grid(alpha=0.3)
-        axis.legend(loc="lower right" if seeds else "best")
-    for axis in figure.axes[:1] if seeds else figure.axes:
-        axis.set_ylabel("accuracy on the test images (%)")
+    figure.axes[0].set_ylabel("accuracy on the test images (%)")
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=len(lines))
     return figure
 
 
@@ -401,7 +398,7 @@ def draw_values(runs: pd.DataFrame, what: str, title: str, place: str) -> Figure
 
 def draw_scales(scales: pd.DataFrame) -> Figure:
     """Return the channels' deviations by layer: the median, a band from 10th to 90th percentile."""
-    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    figure = Figure(figsize=(9, 4), layout="constrained")
     for axis, moment in zip(figure.subplots(1, 2, sharey=True), ("before", "after"), strict=True):
         for arm in get_arms(scales):
             layers = take(scales, arm=arm, moment=moment).groupby("layer", sort=False)
@@ -418,7 +415,7 @@ def draw_scales(scales: pd.DataFrame) -> Figure:
 
 def draw_shift(shift: pd.DataFrame) -> Figure:
     """Return measures by step: means of the seeds, medians of five. `none` stands still."""
-    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
     names = [f"change {layer}" for layer in WATCHED]
     panels = figure.subplot_mosaic([names, ["range", "range", "smoothness", "smoothness"]])
     for name, axis in panels.items():
@@ -426,8 +423,9 @@ def draw_shift(shift: pd.DataFrame) -> Figure:
             means = take(shift, arm=arm).groupby("step")[name].mean()
             line = means.rolling(5, center=True, min_periods=1).median()
             axis.plot(line.index, line, label=LABELS[arm], **STYLES[arm] | {"marker": ""})
-        axis.set(title=MEASURES[name], xlabel="step")
-        axis.set_ylim(bottom=0)
+        axis.set_title(MEASURES[name], fontsize=10)
+        axis.set_xlabel("step")
+        axis.set_ylim(bottom=0, top=1.4 if name in names else None)
         axis.grid(alpha=0.3)
     panels[names[0]].set_ylabel("share of the gradient's length")
     panels["range"].set_ylabel("loss, highest minus lowest")
@@ -452,7 +450,7 @@ def draw_figures(frame: pd.DataFrame) -> dict[str, Figure]:
     grown = "After 5 epochs, the rate in proportion to the batch (line: mean, dash: one run)"
     rates = (get_claim(frame, "rates"), "peak learning rate of SGD", crosses)
     return {
-        "accuracy": draw_accuracies(runs[runs.arm.isin(COMPARED)], COMPARED_RECIPES, seeds=True),
+        "accuracy": draw_accuracies(runs[runs.arm.isin(COMPARED)], COMPARED_RECIPES),
         "baseline": draw_accuracies(runs, list(BASES.values())),
         "rates": draw_values(*rates, "center left"),
         "batches": draw_values(get_batches(frame), "images a batch", grown, "lower center"),

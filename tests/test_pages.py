@@ -61,7 +61,8 @@ def test_accuracies_stand_only_in_the_tables_that_are_made_from_the_results():
 
 def test_the_commands_are_there_and_ci_runs_the_one_for_the_tests():
     setup = "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt && "
-    run, test = [command.removeprefix(setup) for command in COMMANDS if command.startswith(setup)]
+    every = "\n".join(COMMANDS).splitlines()
+    run, test = [command.removeprefix(setup) for command in every if command.startswith(setup)]
     said = ".venv/bin/jupyter nbconvert --to notebook --execute --output my-run.ipynb "
     assert run.startswith(said), "a copy: the committed run stays"
     assert ROOT / run.split()[-1] in NOTEBOOKS.values()

@@ -213,8 +213,7 @@ def test_figures_show_the_runs(rates, baseline):
     points = [tuple(p) for dots in axis.collections for p in dots.get_offsets().tolist()]
     assert points.count((1.0, 10.0)) == 2, "two crosses"
     axis, _ = report.draw_accuracies(report.get_runs(baseline), ["onecycle", "muon"]).axes
-    lines = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
-    assert lines["None, He init"] == [[1, 50], [2, 70.5]]
+    assert [[1, 50], [2, 70.5]] in [line.get_xydata().tolist() for line in axis.lines], "of he"
 
 
 # --- The pages
