@@ -282,10 +282,9 @@ def make_tables(frame: pd.DataFrame) -> dict[str, str]:
     compared = make_differences(frame)
     shift = compared.pop("shift-differences")
     tables["shift-differences"] = format_differences(shift, [STEPS], "difference")
-    for name, table in compared.items():
-        rows = list(table.columns[: table.columns.get_loc("of")])
-        rows = {"gap-differences": rows[1:], "precisions": rows[:1]}.get(name, rows)
-        tables[name] = format_differences(table, rows)
+    for name in ("differences", "costs", "batch-differences"):
+        rows = list(compared[name].columns[:2])  # what is compared, and how
+        tables[name] = format_differences(compared[name], rows)
     return tables
 
 
