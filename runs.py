@@ -387,13 +387,12 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
 def is_same_recipe(theirs: Mapping[str, Any], recipe: Recipe) -> bool:
     """Return whether `theirs`, of a result, are the fields of the recipe.
 
-    A field that is newer than the result had no effect then, as it has none at its default; one that
-    is gone since had none if it was off.
+    A field that is newer than the result had no effect then, as it has none at its default; one
+    that is gone since had none if it was off.
     """
-    gone = {
-        name: value for name, value in theirs.items() if name not in asdict(recipe) and not value
-    }
-    return asdict(Recipe(recipe.name)) | theirs == asdict(recipe) | gone
+    ours = asdict(recipe)
+    gone = {name: value for name, value in theirs.items() if name not in ours and not value}
+    return asdict(Recipe(recipe.name)) | theirs == ours | gone
 
 
 def make_json(result: Mapping[str, Any]) -> bytes:

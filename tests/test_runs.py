@@ -565,6 +565,8 @@ def test_a_field_that_a_result_lacks_was_at_its_default():
     del fields["groups"]
     assert runs.is_same_recipe(fields, runs.get_recipe("onecycle"))
     assert not runs.is_same_recipe(fields, make_run(groups=8).recipe)
+    assert runs.is_same_recipe(fields | {"gone": 0.0}, runs.get_recipe("onecycle"))
+    assert not runs.is_same_recipe(fields | {"gone": 0.1}, runs.get_recipe("onecycle"))
     assert not runs.is_same_recipe(fields | {"lr": 0.1}, runs.get_recipe("onecycle"))
 
 
