@@ -6,6 +6,7 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -86,20 +87,16 @@ def get_data(recipe: Recipe, root: str | Path | None, device: torch.device) -> D
     return known[recipe.data]().to(device)
 
 
-class RandomCrop(nn.Module):
+@dataclass(frozen=True)
+class RandomCrop:
     """Shift each image by its own whole number of pixels, at most `padding`, borders reflected.
 
     The same as a crop at a random place of the image padded by `padding` pixels of reflection.
     """
 
-    def __init__(self, padding: int):
-        super().__init__()
-        self.padding = padding
+    padding: int
 
-    def extra_repr(self) -> str:
-        return f"padding={self.padding}"
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
         n, channels, height, width = images.shape
         shifts = (2, n, 1)  # down and right, for each image
         dy, dx = torch.randint(-self.padding, self.padding + 1, shifts, device=images.device)
@@ -114,35 +111,28 @@ class RandomCrop(nn.Module):
         return (size - 1) - ((size - 1) - index.abs()).abs()
 
 
-class RandomFlip(nn.Module):
+@dataclass(frozen=True)
+class RandomFlip:
     """Mirror each image left to right with probability `p`."""
 
-    def __init__(self, p: float):
-        super().__init__()
-        self.p = p
+    p: float
 
-    def extra_repr(self) -> str:
-        return f"p={self.p}"
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
         flip = torch.rand(len(images), 1, 1, 1, device=images.device) < self.p
         return torch.where(flip, images.flip(-1), images)
 
 
-class RandomAffine(nn.Module):
+@dataclass(frozen=True)
+class RandomAffine:
     """Turn each image by its own angle, at most `degrees`, and resize it by at most `resize`.
 
     Bilinear, borders reflected; `resize=0.1` gives scales from 0.9 to 1.1.
     """
 
-    def __init__(self, degrees: float, resize: float):
-        super().__init__()
-        self.degrees, self.resize = degrees, resize
+    degrees: float
+    resize: float
 
-    def extra_repr(self) -> str:
-        return f"degrees={self.degrees}, resize={self.resize}"
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
         turn, scale = 2 * torch.rand(2, len(images), device=images.device) - 1  # each in [-1, 1)
         angle, scale = turn * self.degrees * torch.pi / 180, 1 + scale * self.resize
         cos, sin, zero = angle.cos() / scale, angle.sin() / scale, torch.zeros_like(angle)
@@ -152,21 +142,20 @@ class RandomAffine(nn.Module):
         return moved.round().clamp(0, 255).to(images.dtype)
 
 
-class Normalize(nn.Module):
-    """Map uint8 images to float32: scaled to [0, 1], less the mean, by the deviation of a channel.
+@dataclass
+class Normalize:
+    """Map uint8 images to float32: scaled to [0, 1], less the mean, by a channel's deviation.
 
-    Mean and deviation are kept on the device: to copy them there for every batch would wait for it.
+    Mean and deviation are kept on the device: to copy them for every batch would wait for it.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
-        super().__init__()
-        self.constants = torch.tensor([mean, std]).view(2, -1, 1, 1)
+    mean: Sequence[float]
+    std: Sequence[float]
 
-    def extra_repr(self) -> str:
-        mean, std = self.constants.flatten(1).tolist()
-        return f"mean={[round(x, 4) for x in mean]}, std={[round(x, 4) for x in std]}"
+    def __post_init__(self):
+        self.constants = torch.tensor([self.mean, self.std]).view(2, -1, 1, 1)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
         self.constants = self.constants.to(images.device)
         mean, std = self.constants
         return v2_functional.to_dtype(images, torch.float32, scale=True).sub_(mean).div_(std)
