@@ -9,7 +9,6 @@ import pickle
 import shutil
 import socket
 import threading
-import warnings
 from pathlib import Path
 from unittest import mock
 
@@ -66,17 +65,10 @@ def mirrors(served, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "folder"),
     [
-        (" '~/x'\n", "home/x"),
-        ("$HOME/x y", "home/x y"),
-        ("home/x/cifar-10-batches-py/", "home/x"),
-        ("cifar-10-batches-py", "."),
-        ("~/x/cifar-10-python.tar.gz", "home/x"),
-        ("sale50%off%x", "sale50%off%x"),
-        ("foo:/bar", "foo:/bar"),
-        ("$NO_SUCH/x", "$NO_SUCH/x"),
-        ("~no such user", "~no such user"),
+        (" '~/x y'\n", "home/x y"),
+        ("$HOME/x/cifar-10-batches-py/", "home/x"),
+        ("x/cifar-10-python.tar.gz", "x"),
         (" ''\n", "a $HOME/data"),
-        (None, "a $HOME/data"),
     ],
 )
 def test_root_is_absolute_however_it_is_spelled(text, folder, tmp_path, monkeypatch):
@@ -102,64 +94,30 @@ def test_tensors_are_what_torchvision_reads(place, request):
         assert [p.std().item() for p in pixels] == pytest.approx(cifar10.STD, abs=1e-4)
 
 
-def test_load_computes_seven_md5s_and_warns_of_nothing(served, monkeypatch):
-    def load_and_warn(*args, loads=pickle.loads, **options):  # as NumPy 2.4.0 to 2.4.4 does
-        warnings.warn("dtype(): align should be passed as Python or NumPy boolean", stacklevel=2)
-        return loads(*args, **options)
-
-    monkeypatch.setattr(pickle, "loads", load_and_warn)
-    with mock.patch("hashlib.md5", wraps=hashlib.md5) as md5, warnings.catch_warnings():
-        warnings.simplefilter("error")
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(b"x")])
+def test_bad_file_is_named_with_its_remedy(spoil, served):
+    path = served / FOLDER / "data_batch_3"
+    spoil(path)
+    with pytest.raises(ValueError, match=f"{path} is .* damaged: delete {path.parent} and run"):
         cifar10.load_cifar10(served)
-    assert md5.call_count == 7
-
-
-@pytest.mark.parametrize("name", ["data_batch_3", "test_batch", "batches.meta"])
-def test_bad_file_is_named_with_its_remedy(name, served):
-    path = served / FOLDER / name
-    for spoil in (lambda: path.write_bytes(b"other"), path.unlink):
-        spoil()
-        with pytest.raises(ValueError, match=f"{path} is .* damaged: delete {path.parent} and run"):
-            cifar10.load_cifar10(served)
-
-
-@pytest.mark.parametrize("way", ["file", "dead link"])
-def test_obstacle_is_named_before_a_download(way, tmp_path, mirrors, capsys):
-    path = tmp_path / FOLDER
-    path.write_text("mine", encoding="utf-8") if way == "file" else path.symlink_to("nowhere")
-    with pytest.raises(ValueError, match=f"delete {path} and run again"):
-        cifar10.load_cifar10(tmp_path)
-    assert capsys.readouterr() == ("", "")  # no announcement, no request, no progress bar
 
 
 @pytest.mark.parametrize("way", ["other", "missing", "stall"])
-def test_bad_mirror_is_passed_over_for_the_next(way, tmp_path, mirrors, monkeypatch):
+def test_bad_mirror_is_passed_over_for_the_next(way, tmp_path, mirrors, monkeypatch, capsys):
     monkeypatch.setattr(cifar10, "MIRRORS", [mirrors[way], mirrors["right"]])
     assert len(cifar10.load_cifar10("data").train) == 15
+    assert f"in {tmp_path / 'data'}: downloading 170 MB" in capsys.readouterr().out
     assert os.listdir("data") == [FOLDER]
     assert socket.getdefaulttimeout() is None
 
 
-@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", f"http://{'x' * 64}:1", "http://[x"])
-def test_failed_download_says_what_to_do(proxy, tmp_path, mirrors, monkeypatch):
-    monkeypatch.setattr(cifar10, "MIRRORS", [mirrors["right"], mirrors["other"]])
-    monkeypatch.setenv("http_proxy", proxy)
+def test_failed_download_says_what_to_do(tmp_path, mirrors, monkeypatch):
+    monkeypatch.setattr(cifar10, "MIRRORS", [mirrors["missing"], mirrors["other"]])
     with pytest.raises(ConnectionError) as error:
         utils.get_data(utils.get_recipe("onecycle"), None, CPU)
     advice = (f"Put {ARCHIVE} into {tmp_path / 'data'}", "CIFAR10_ROOT", "RECIPE=smoke")
     assert all(words in str(error.value) for words in (*cifar10.MIRRORS, *advice))
     assert os.listdir("data") == []
-    monkeypatch.delenv("http_proxy")  # has effect at once, as would another one
-    assert len(cifar10.load_cifar10().train) == 15
-
-
-def test_folder_is_said_in_full_before_a_download(tmp_path, monkeypatch, capsys):
-    def fail(*args):
-        raise ValueError(capsys.readouterr().out)
-
-    monkeypatch.setattr(cifar10, "download_url", fail)
-    with pytest.raises(ConnectionError, match=f"No .* in {tmp_path / 'x'}: downloading 170 MB"):
-        cifar10.load_cifar10("x")
 
 
 @pytest.mark.parametrize(("size", "ways"), [(None, []), (-1, ["right"])], ids=["whole", "damaged"])
@@ -181,7 +139,7 @@ def test_faster_notebook_is_no_error(mirrors, monkeypatch):
 
 @pytest.mark.parametrize("function", ["download_url", "extract_archive"])
 def test_full_disk_is_said_at_once(function, tmp_path, mirrors, monkeypatch):
-    fail = mock.Mock(side_effect=OSError(errno.EDQUOT, "No room"))
+    fail = mock.Mock(side_effect=OSError(errno.ENOSPC, "No room"))
     monkeypatch.setattr(cifar10, function, fail)
     monkeypatch.setattr(cifar10, "MIRRORS", [mirrors["right"]] * 2)
     with pytest.raises(OSError, match=f"No room. Make 350 MB free: '{tmp_path / 'data'}'"):
@@ -190,22 +148,15 @@ def test_full_disk_is_said_at_once(function, tmp_path, mirrors, monkeypatch):
     assert os.listdir("data") == []
 
 
-def test_other_disk_errors_are_the_systems(tmp_path):
-    Path("data").write_text("mine", encoding="utf-8")
-    with pytest.raises(FileExistsError, match=rf"File exists: '{tmp_path / 'data'}'$"):
-        cifar10.load_cifar10()
-
-
 def test_stand_in_says_so_and_moves_to_a_device_whole():
     recipe = utils.get_recipe("smoke")
     data, again = (utils.get_data(recipe, "nowhere", CPU) for _ in range(2))
     moved = data.to(torch.device("meta"))
     assert "NOT CIFAR-10" in recipe.data
     assert data.stand_in
-    assert (moved.stand_in, moved.classes) == (data.stand_in, data.classes)
+    assert (moved.stand_in, moved.classes) == (True, data.classes)
     for name in ("train", "test"):
         images, labels = getattr(data, name).tensors
-        assert labels.bincount().tolist() == [len(images) // len(data.classes)] * 10
+        assert labels.bincount().tolist() == [len(images) // 10] * 10
         assert torch.equal(images, getattr(again, name).tensors[0])
-        for tensor, there in zip((images, labels), getattr(moved, name).tensors, strict=True):
-            assert (there.device.type, there.shape) == ("meta", tensor.shape)
+        assert {tensor.device.type for tensor in getattr(moved, name).tensors} == {"meta"}
