@@ -686,7 +686,7 @@ def post_cubes(groups: int = 4) -> Figure:
         solid = shaded.transpose(0, 1).numpy()
         for part, color in ((~solid, "#DCE6F0"), (solid, "#E8743B")):
             axis.voxels(part, facecolors=color, edgecolors="#333333", linewidth=0.5)
-        axis.set(xticks=[], yticks=[], zticks=[])
+        axis.set(xticks=[], yticks=[], zticks=[], facecolor="none")  # labels stand over the edge
         axis.set_title(name, fontsize=15, y=1.0)
         for what in ("x", "y", "z"):
             label = {"x": "channels", "y": "images", "z": "positions"}[what]
