@@ -139,7 +139,11 @@ def test_faster_notebook_is_no_error(mirrors, monkeypatch):
 
 @pytest.mark.parametrize("function", ["download_url", "extract_archive"])
 def test_full_disk_is_said_at_once(function, tmp_path, mirrors, monkeypatch):
-    fail = mock.Mock(side_effect=OSError(errno.ENOSPC, "No room"))
+    def fill(_, folder, *rest):
+        Path(folder, FOLDER).mkdir()  # a part of it
+        raise OSError(errno.ENOSPC, "No room")
+
+    fail = mock.Mock(side_effect=fill)
     monkeypatch.setattr(cifar10, function, fail)
     monkeypatch.setattr(cifar10, "MIRRORS", [mirrors["right"]] * 2)
     with pytest.raises(OSError, match=f"No room. Make 350 MB free: '{tmp_path / 'data'}'"):
