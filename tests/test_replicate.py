@@ -144,7 +144,8 @@ def test_a_job_that_fails_stops_no_other_and_is_named(run_code, tmp_path, capsys
         run_code(wrong="print('begun'); 1 / 0", killed=killed, right=right)
     said = capsys.readouterr().out
     assert "wrong: begun\n" in said
-    assert "wrong failed (status 1): ZeroDivisionError: division by zero [1 of 3" in said
+    assert "wrong failed (status 1): ZeroDivisionError: division by zero [" in said
+    assert [f"[{n} of 3" in said for n in (1, 2, 3)] == [True] * 3
     assert "killed failed (status -9)" in said
     assert f"right: {tmp_path / 'data'}\n" in said
     assert "right is done" in said
