@@ -21,18 +21,19 @@ DATA = replace(GRATINGS, train=TensorDataset(*GRATINGS.train[:256]))  # 4 batche
 # --- Measurements
 
 
-def get_product(weights):
-    """Return loss and gradient of c * b * a, a network of three linear layers of one unit."""
-    a, b, c = (weights[name].item() for name in "abc")
-    return a * b * c, {"a": torch.tensor(b * c), "b": torch.tensor(a * c), "c": torch.tensor(a * b)}
+def get_square(weights):
+    """Return loss and gradient of (a * b * c) ** 2 / 2, of three linear layers of one unit."""
+    product = math.prod(weights[name].item() for name in "abc")
+    return product**2 / 2, {name: product**2 / weights[name] for name in "abc"}
 
 
 def test_the_shift_is_that_of_the_earlier_layers():
-    weights = dict(zip("abc", torch.tensor([2.0, 3.0, 5.0]), strict=True))
-    shift = claims.get_shift(get_product, weights, 0.1, {"first": "a", "last": "c"})
+    weights = dict(zip("abc", torch.tensor([2.0, 1.0, 1.0]), strict=True))
+    shift = claims.get_shift(get_square, weights, 0.1, {"first": "a", "last": "c"})
     assert shift["first"] == {"change": 0.0, "cosine": pytest.approx(1.0)}
-    # a and b step to 2 - 1.5 and 3 - 1, so the gradient of c goes from 6 to 1.
-    assert shift["last"] == {"change": pytest.approx(5 / 6), "cosine": pytest.approx(1.0)}
+    # a and b step to 2 - 0.2 and 1 - 0.4, and c stays where it is.
+    change = 1 - (1.8 * 0.6) ** 2 / 2**2
+    assert shift["last"] == {"change": pytest.approx(change), "cosine": pytest.approx(1.0)}
 
 
 def test_a_change_is_a_share_and_an_angle():
