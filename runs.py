@@ -56,6 +56,8 @@ class Recipe:
     flip: float = 0.5  # probability of a horizontal flip
     small_epochs: int = 0  # first epochs, which see the images smaller: a step costs less
     small_size: int = 24  # pixels a side of such an image
+    small_cut: int = 0  # 1: a random part of the image, instead of the whole made smaller
+    smoothing: float = 0.0  # of the labels
 
     def __post_init__(self):
         if not re.fullmatch(r"\w[\w.+-]{,99}", str(self.name), re.ASCII):

@@ -357,6 +357,8 @@ def get_scheduler(
 
 def get_loss(recipe: Recipe) -> nn.Module:
     """Return the negative log likelihood, a mean over images: the loss of every recipe."""
+    if recipe.smoothing:
+        return nn.CrossEntropyLoss(label_smoothing=recipe.smoothing)
     return nn.NLLLoss()
 
 
@@ -385,6 +387,7 @@ def train(
     criterion: nn.Module,
     precision: str = "float32",
     size: int | None = None,
+    cut: int = 0,
 ) -> tuple[float, float]:
     """Train for one epoch and return its mean loss an image and its accuracy in percent.
 
@@ -398,7 +401,10 @@ def train(
     model.train()
     losses, rates, sizes, correct = [], [], [], 0
     for images, labels in train_loader:
-        if size:
+        if cut and size:
+            y, x = torch.randint(0, images.shape[-1] - size + 1, (2,)).tolist()
+            images = images[:, :, y : y + size, x : x + size]
+        elif size:
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
         with autocast(images.device, precision):
             prediction = model(images)
@@ -518,7 +524,7 @@ def fit(
         if epoch > done:
             lr, start = optimizer.param_groups[0]["lr"], time.perf_counter()
             size = run.recipe.small_size if epoch <= run.recipe.small_epochs else None
-            made = (optimizer, scheduler, criterion, run.precision, size)
+            made = (optimizer, scheduler, criterion, run.precision, size, run.recipe.small_cut)
             trained = train(model, train_loader, *made)
             others = [
                 number

@@ -263,7 +263,7 @@ NAMES = """
     small-affine-lr-0.1 small-lr-0.07-batch-256 small-cut-1 small-smoothing-0.1
 """
 FIELDS = {"decay": "weight_decay", "batch": "batch_size", "affine-lr": "affine_lr"}
-FIELDS |= {"size": "small_size", "first": "small_epochs"}
+FIELDS |= {"size": "small_size", "first": "small_epochs", "cut": "small_cut"}
 
 
 def make_trial(name: str) -> utils.Recipe:
