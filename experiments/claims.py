@@ -258,8 +258,8 @@ NAMES = """
     muon muon-decay-0.1 muon-lr-0.02 muon-lr-0.05 muon-affine-lr-0.2 muon-lr-0.02-batch-64
     muon-crop-3 muon-momentum-0.9 muon-crop-1 muon-lr-0.05-batch-256
     quick quick-lr-0.05 quick-crop-1 quick-decay-0 quick-warmup-0.2 quick-batch-64
-    small small-size-20 small-size-16 small-epochs-3-first-2 small-first-2-size-16
-    small-epochs-5-first-4-size-20 small-epochs-5-first-4-size-16 small-lr-0.1
+    small small-size-20 small-epochs-3-first-2 small-first-2 small-first-2-size-20
+    small-epochs-5-first-4-size-20 small-lr-0.1
     small-affine-lr-0.1 small-lr-0.07-batch-256 small-cut-1 small-smoothing-0.1
 """
 FIELDS = {"decay": "weight_decay", "batch": "batch_size", "affine-lr": "affine_lr"}
