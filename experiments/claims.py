@@ -238,7 +238,7 @@ class Claim:
 
 
 # Searches for a recipe: what each started from, and trials, named for what they change in it. The
-# lab book has the rule of each. (Two trials of `small` are of commits that are not on this branch.)
+# lab book has the rules. (The code of `small-cut` and `small-smoothing` is in commit 772d48b.)
 STARTS = {"start": replace(SGD, lr=0.1), "muon": MUON, "quick": replace(MUON, epochs=4)}
 STARTS["small"] = replace(MUON, epochs=4, lr=0.05, small_epochs=3)
 NAMES = """
