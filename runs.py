@@ -93,7 +93,7 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         _MUON,  # the notebooks' default
-        replace(_MUON, name="quick", epochs=4, lr=0.05),
+        replace(_MUON, name="quick", epochs=4, lr=0.05, small_epochs=2),
         Recipe("onecycle"),
         Recipe(
             "reference",  # the published experiment's, to the letter
