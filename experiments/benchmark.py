@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import chain, repeat
 from multiprocessing import get_context
 
@@ -32,7 +33,8 @@ from runs import get_environment
 SIZE = 50_000  # images, as many as CIFAR-10 has for training
 MUON, SGD, QUICK, REFERENCE = map(utils.get_recipe, ("muon", "onecycle", "quick", "reference"))
 EPOCH, TEST_EPOCH = (-(-size // MUON.batch_size) for size in (SIZE, 10_000))  # steps
-WARMUP = 5  # steps before each measurement; they also use up what workers have prepared
+STEPS = 20  # of a measurement
+WARMUP = 5  # steps before each; they also use up what workers have prepared
 
 Loop = Callable[[int], None]  # trains for that many steps
 
@@ -74,12 +76,11 @@ def make_textbook(norm: str, workers: int) -> Loop:
     return run
 
 
-def make_ours(
-    norm: str, recipe: utils.Recipe = MUON, what: str = "train", precision: str = ""
-) -> Loop:
+def make_ours(norm: str, what: str = "train", recipe=MUON, precision="", size=None) -> Loop:
     """Return the notebooks' own `train` or `test` on so many batches of random images, or "floor".
 
-    That is forward, backward and step on one batch: no data, no count, no schedule.
+    That is forward, backward and step on one batch: no data, no count, no schedule. `size` is that
+    of smaller images.
     """
     precision = precision or records.get_precision()
     images = torch.randint(0, 256, (SIZE, 3, 32, 32), dtype=torch.uint8)
@@ -95,7 +96,7 @@ def make_ours(
         return loader
 
     def train(steps: int) -> None:
-        utils.train(model, take(loader, steps), *rest, precision)
+        utils.train(model, take(loader, steps), *rest, precision, size)
 
     def test(steps: int) -> None:
         utils.test(model, take(test_loader, steps), criterion, precision)
@@ -112,15 +113,18 @@ def make_ours(
     return {"train": train, "test": test, "floor": step_on}[what]
 
 
+SMALL = QUICK.small_size
 KINDS: dict[str, Callable[[str], Loop]] = {
-    "textbook, 0 workers": lambda norm: make_textbook(norm, 0),
-    "textbook, 2 workers": lambda norm: make_textbook(norm, 2),
+    "textbook, 0 workers": partial(make_textbook, workers=0),
+    "textbook, 2 workers": partial(make_textbook, workers=2),
+    "ours, SGD": partial(make_ours, recipe=SGD),
+    "floor": partial(make_ours, what="floor"),
     "ours": make_ours,
-    "ours, SGD": lambda norm: make_ours(norm, SGD),
-    "floor": lambda norm: make_ours(norm, what="floor"),
-    "ours, evaluation": lambda norm: make_ours(norm, what="test"),
-    "ours, float32": lambda norm: make_ours(norm, precision="float32"),
-    "ours, float32, evaluation": lambda norm: make_ours(norm, what="test", precision="float32"),
+    "ours, small images": partial(make_ours, size=SMALL),
+    "ours, evaluation": partial(make_ours, what="test"),
+    "ours, float32": partial(make_ours, precision="float32"),
+    "ours, float32, small images": partial(make_ours, precision="float32", size=SMALL),
+    "ours, float32, evaluation": partial(make_ours, what="test", precision="float32"),
 }
 
 
@@ -131,25 +135,25 @@ def prepare(kind: str, norm: str) -> None:
     RUN(WARMUP)
 
 
-def measure(steps: int) -> float:
+def measure() -> float:
     """Return the milliseconds a step of this process's kind, on CUDA until the GPU is done."""
     synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     RUN(WARMUP)
     synchronize()
     start = time.perf_counter()
-    RUN(steps)
+    RUN(STEPS)
     synchronize()
-    return (time.perf_counter() - start) / steps * 1000
+    return (time.perf_counter() - start) / STEPS * 1000
 
 
-def measure_norm(norm: str, steps: int, repeats: int) -> dict[str, list[float]]:
+def measure_norm(norm: str, repeats: int) -> dict[str, list[float]]:
     """Return, by kind, the milliseconds a step of each of its turns."""
     pools = {k: ProcessPoolExecutor(1, get_context("spawn"), prepare, (k, norm)) for k in KINDS}
     for pool in pools.values():
         pool.submit(int).result()  # ready, so that none gets ready while another measures
     times = {kind: [] for kind in KINDS}
     for kind, pool in list(pools.items()) * repeats:
-        times[kind].append(pool.submit(measure, steps).result())
+        times[kind].append(pool.submit(measure).result())
     for pool in pools.values():
         pool.shutdown()
     return times
@@ -168,14 +172,16 @@ def make_minutes(norm: str, step: dict[str, float]) -> str:
     """Return the row of one norm in the table of minutes to a final accuracy.
 
     The textbook loop is charged for the epochs that REFERENCE needs and for no evaluation, ours for
-    all of QUICK, with two evaluations after each epoch, in the chosen precision and in float32.
+    all of QUICK, with two evaluations after each epoch (of 10,000 test and training images), in the
+    chosen precision and in float32.
     """
     epochs, accuracy = average_runs(REFERENCE, norm, "float32")
     usual = epochs * EPOCH * step["textbook"] / 60_000
     cells = [f"{epochs:.1f}", f"{usual:.1f}", f"{accuracy:.2f}"]
     for kind, precision in (("ours", records.get_precision()), ("ours, float32", "float32")):
-        evaluation = 2 * TEST_EPOCH * step[f"{kind}, evaluation"]  # test and training images
-        quick = QUICK.epochs * (EPOCH * step[kind] + evaluation) / 60_000
+        whole, small, evaluation = (step[kind + k] for k in ("", ", small images", ", evaluation"))
+        train = (QUICK.epochs - QUICK.small_epochs) * whole + QUICK.small_epochs * small
+        quick = (EPOCH * train + QUICK.epochs * 2 * TEST_EPOCH * evaluation) / 60_000
         accuracy = average_runs(QUICK, norm, precision)[1]
         cells += [f"{quick:.1f}", f"{usual / quick:.1f}", f"{accuracy:.2f}"]
     return f"| {norm} | {' | '.join(cells).replace('nan', '–')} |"
@@ -194,29 +200,20 @@ def average_runs(recipe: utils.Recipe, norm: str, precision: str) -> tuple[float
     return sum(epochs) / number, sum(run[-1] for run in runs) / number
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description="Measure the speed of a training step.")
-    parser.add_argument("--steps", type=int, default=20, help="steps a measurement (default 20)")
-    parser.add_argument("--repeats", type=int, default=5, help="measurements each (default 5)")
-    options = parser.parse_args(arguments)
-    if not 1 <= options.steps <= EPOCH:
-        parser.error(f"--steps must be from 1 to {EPOCH}, one epoch")
-    return options
-
-
 def print_header(columns: str) -> None:
     print(f"\n| norm | {columns} |\n| --- |" + " ---: |" * len(columns.split(" | ")), flush=True)
 
 
 def main() -> None:
-    options, precision = parse(), records.get_precision()
+    parser = argparse.ArgumentParser(description="Measure the speed of a training step.")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements each (default 5)")
+    repeats, precision = parser.parse_args().repeats, records.get_precision()
     environment = get_environment(utils.get_device(), precision)
     print(", ".join(f"{key} {value}" for key, value in environment.items()), flush=True)
     print_header("loop | ms a step: median (range) | images/s | s an epoch")
     medians = {}
     for norm in records.COMPARED:
-        times = measure_norm(norm, options.steps, options.repeats)
+        times = measure_norm(norm, repeats)
         for kind in KINDS:
             print(make_row(norm, kind, times[kind]), flush=True)
         step = {kind: statistics.median(times[kind]) for kind in KINDS}

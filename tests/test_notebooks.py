@@ -117,32 +117,20 @@ def test_one_tagged_cell_holds_what_papermill_may_set_and_nothing_else(norm):
     assert len(find_parameters(norm).source.splitlines()) == 5
 
 
-def run_cells(cells, folder, **env):
-    """Run the cells in one kernel in `folder`, and return their outputs as text."""
-    notebook = nbformat.v4.new_notebook(cells=cells)
-    client = NotebookClient(notebook, resources={"metadata": {"path": str(folder)}}, timeout=120)
-    client.execute(env={**os.environ, "PYTHONPATH": str(ROOT), **env})
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    return "".join(output.get("text", "") for output in outputs)
-
-
-def test_values_set_below_that_cell_are_those_of_the_run(tmp_path):
-    cells = read("bn")
-    place = 1 + next(i for i, c in enumerate(cells) if "parameters" in c.metadata.get("tags", []))
-    set_by_papermill = 'norm = "gn"\nseed = 7\nrecipe = "smoke"\nprecision = "float32"'
-    cells.insert(place, nbformat.v4.new_code_cell(set_by_papermill))
-    stop = next(i for i, cell in enumerate(cells) if cell.source.startswith("## Block 3"))
-    said = run_cells(cells[:stop], tmp_path, RECIPE="reference", SEED="3", PRECISION="bfloat16")
-    assert "Group normalization, 3 epochs of smoke, seed 7" in said
-    assert "convolutions in float32" in said
-
-
-def test_an_empty_variable_counts_as_unset(tmp_path):
-    cells = read("ln")
-    stop = next(i for i, cell in enumerate(cells) if cell.source.startswith("## Block 3"))
-    cells = cells[:stop] + cells[stop - 3 : stop]  # and its last cells may be run again
-    said = run_cells(cells, tmp_path, RECIPE="", SEED=" \n", PRECISION=" ")
+def test_a_value_is_that_set_last_and_an_empty_variable_counts_as_unset(tmp_path):
+    code = get_code("ln")
+    place = 1 + code.index(find_parameters("ln").source)
+    stop = next(i for i, source in enumerate(code) if "get_data" in source)
+    below = 'norm, recipe, seed, precision = "gn", "smoke", 7, "float32"'
+    code = code[:stop] + [below] + code[place:stop] * 2  # and those may be run again
+    notebook = nbformat.v4.new_notebook(cells=[*map(nbformat.v4.new_code_cell, code)])
+    env = os.environ | {"PYTHONPATH": str(ROOT), "RECIPE": "", "SEED": " \n", "PRECISION": " "}
+    NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}).execute(env=env)
+    outputs = [output for cell in notebook.cells for output in cell.outputs]
+    said = "".join(output.get("text", "") for output in outputs)
     assert "Layer normalization, 20 epochs of muon, seed 1\n" in said
+    assert said.count("Group normalization, 3 epochs of smoke, seed 7") == 2
+    assert "convolutions in float32" in said
 
 
 # --- The first cell
