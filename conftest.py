@@ -29,8 +29,6 @@ os.environ["CIFAR10_ROOT"] = str(CIFAR10_ROOT)
 
 
 def pytest_configure(config):
-    if getattr(config.option, "dist", "no") in ("load", "worksteal", "loadgroup"):  # pytest-xdist's
-        config.option.dist = "loadfile"  # the cells of a notebook share one kernel
     with contextlib.suppress(ImportError):
         start_kernels_elsewhere(config)
 

@@ -27,8 +27,7 @@ from cifar10 import CIFAR, GRATINGS
 class Recipe:
     """Every hyperparameter of a run; the defaults are those of `onecycle`.
 
-    Raises ValueError, naming the field, for an unknown choice and for a number that is out of range
-    or nan.
+    Raises ValueError, naming the field, for an unknown choice and a number out of range.
     """
 
     name: str
@@ -63,8 +62,9 @@ class Recipe:
             value = getattr(self, field.name)
             if field.type is str:
                 check_choice(field.name, value, _KNOWN[field.name])
-            elif not _LOWEST.get(field.name, 0) <= value <= _HIGHEST.get(field.name, 3e38):
-                low, high = _LOWEST.get(field.name, 0), _HIGHEST.get(field.name, 3e38)
+                continue
+            low, high = _LOWEST.get(field.name, 0), _HIGHEST.get(field.name, 3e38)
+            if not low <= value <= high:  # also for nan
                 raise ValueError(f"{field.name} is {value!r}, but must be from {low} to {high}")
 
 
@@ -74,11 +74,11 @@ _KNOWN = {
     "scheduler": ("onecycle", "step"),
     "loss": ("nll",),
 }
-_LOWEST = {"epochs": 1, "small_size": 20}  # of a smaller image C10 leaves nothing
+_LOWEST = {"epochs": 1, "groups": 1, "small_size": 20}  # of a smaller image C10 leaves nothing
 _HIGHEST = {  # which PyTorch would take without a word, and train nothing or something else
     **dict.fromkeys(("momentum", "warmup", "start_factor", "flip"), 1),
     "crop": 31,  # a reflection is shorter than the image
-    "resize": 0.99,
+    **dict.fromkeys(("dropout", "resize"), 0.99),
 }
 
 
@@ -112,10 +112,7 @@ RECIPES = {
 
 
 def get_recipe(name: str | Recipe) -> Recipe:
-    """Return the recipe of that name, or the recipe itself.
-
-    Raises ValueError, listing the known ones, for another name.
-    """
+    """Return the recipe of that name, or the recipe itself."""
     if isinstance(name, Recipe):
         return name
     check_choice("RECIPE", str(name).strip(), RECIPES)
@@ -125,22 +122,12 @@ def get_recipe(name: str | Recipe) -> Recipe:
 # --- Identity ------------------------------------------------------------------------------------
 
 PRECISIONS = ("float32", "bfloat16")
-NAMES = {
-    "bn": "Batch normalization",
-    "gn": "Group normalization",
-    "ln": "Layer normalization",
-    "none": "No normalization",
-    "he": "No normalization, He init",
-}
+LABELS = {"bn": "Batch", "gn": "Group", "ln": "Layer", "none": "None", "he": "None, He init"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run is known by. `norm` is one of models.NORMS, or "he" for He initialization.
-
-    Raises ValueError, naming the field, for a norm that is unfit for the name of a file, an unknown
-    precision, and a seed that `get_seed` refuses.
-    """
+    """What a run is known by. `norm` is one of models.NORMS, or "he" for He initialization."""
 
     recipe: Recipe
     norm: str
@@ -160,9 +147,10 @@ class Run:
 
     @property
     def title(self) -> str:
-        what = f"{NAMES.get(self.norm, self.norm)}, {self.recipe.epochs} epochs of "
+        what = "No" if self.norm == "none" else LABELS.get(self.norm, self.norm)
         data = "" if self.recipe.data == CIFAR else f", {self.recipe.data}"
-        return f"{what}{self.recipe.name}, seed {self.seed}{data}"
+        how = f"{self.recipe.epochs} epochs of {self.recipe.name}, seed {self.seed}{data}"
+        return f"{what} normalization, {how}"
 
     def get_path(self, folder: str | Path, suffix: str) -> Path:
         """Return where in `folder` a file of this run lies, by its precision and its name."""
@@ -170,13 +158,9 @@ class Run:
 
 
 def get_seed(value: str | int) -> int:
-    """Return the seed that `value` is or spells.
-
-    Raises ValueError unless it is a whole number from 0 to 2^32 - 1; on a CPU a larger one would
-    be the same seed as its remainder.
-    """
+    """Return the seed that `value` is or spells."""
     text = str(value).strip()
-    if not (text.isascii() and text.isdecimal()) or int(text) >= 2**32:
+    if not (text.isascii() and text.isdecimal()) or int(text) >= 2**32:  # a CPU takes the remainder
         raise ValueError(
             f"SEED is {value!r}, but must be a whole number from 0 to {2**32 - 1}, such as SEED=1"
         )
@@ -204,10 +188,7 @@ def get_environment(device: torch.device, precision: str) -> dict[str, str | int
 
 @functools.cache  # the code as it was when it was first asked for
 def get_code() -> dict[str, str | bool]:
-    """Return the git commit of the code, and whether all but results is as committed.
-
-    It is empty for code that is in no repository of its own, and where there is no git.
-    """
+    """Return the git commit of the code, and whether all but results is as committed, or {}."""
     root = Path(__file__).resolve().parent
     if not (root / ".git").exists():
         return {}
@@ -235,9 +216,7 @@ def describe(run: Run, data: Any, device: torch.device) -> dict[str, Any]:
     }
 
 
-def describe_parts(
-    model, train_loader, test_loader, optimizer, scheduler, criterion
-) -> dict[str, Any]:
+def describe_parts(model, train_loader, test_loader, optimizer, scheduler, criterion) -> dict:
     """Return what trains, as JSON has it: it need not be what the recipe says.
 
     The learning rate of the moment and all other state is left out.
@@ -279,10 +258,7 @@ def say(line: str) -> None:
 
 
 class Checkpoint:
-    """The whole state of a run after its last finished epoch, in one file of `folder`.
-
-    `parts` are those that `describe_parts` takes.
-    """
+    """The whole state of a run after its last finished epoch, in one file of `folder`."""
 
     def __init__(self, run: Run, parts: tuple, folder: str | Path):
         model, _, _, optimizer, scheduler, _ = parts
@@ -294,11 +270,7 @@ class Checkpoint:
         self.identity = {**asdict(run), "environment": environment, **describe_parts(*parts)}
 
     def save(self, history: Mapping[str, list[float]]) -> None:
-        """Put the state in the place of the last one, at once.
-
-        Raises OSError if it can't, and FloatingPointError, with the last one left as it was, for a
-        state that holds a number that is not finite.
-        """
+        """Put the state in the place of the last one, at once, if all of it is finite."""
         state = {name: part.state_dict() for name, part in self.parts.items()}
         check_finite(**history, weights=state["model"], momentum=state["optimizer"])
         state |= {"identity": self.identity, "history": history, "cpu_rng": torch.get_rng_state()}
@@ -401,10 +373,7 @@ def make_json(result: Mapping[str, Any]) -> bytes:
 
 
 def make_pt(state: Mapping[str, Any]) -> bytes:
-    """Return a state as `torch.save` writes it.
-
-    Into memory, since on a full disk `torch.save` raises an error of its own over the system's.
-    """
-    buffer = io.BytesIO()
+    """Return a state as `torch.save` writes it."""
+    buffer = io.BytesIO()  # since on a full disk torch.save raises an error of its own
     torch.save(state, buffer)
     return buffer.getvalue()

@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 from torch.utils.data import TensorDataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as v2_functional
@@ -20,7 +21,7 @@ from torchvision.transforms.v2 import functional as v2_functional
 import runs
 from cifar10 import CIFAR, GRATINGS, MEAN, STD, Data, draw_gratings, load_cifar10
 from models import Session8Net, initialize_he
-from runs import PRECISIONS, Checkpoint, Recipe, Run, check_choice, say
+from runs import LABELS, PRECISIONS, Checkpoint, Recipe, Run, check_choice, say
 from runs import RECIPES as RECIPES  # these four for the notebooks
 from runs import get_device_name as get_device_name
 from runs import get_recipe as get_recipe
@@ -47,8 +48,7 @@ def set_seed(seed: int) -> None:
 def get_precision(name: str | None, device: torch.device) -> str:
     """Return "float32" or "bfloat16", whichever `name` is.
 
-    "native", as which an empty one counts, is bfloat16 where the hardware computes in it, and
-    float32 elsewhere. Raises ValueError, listing the known ones, for another name.
+    "native", the default, is bfloat16 where the hardware computes in it, and float32 elsewhere.
     """
     chosen = str(name or "").strip() or "native"
     check_choice("PRECISION", chosen, ("native", *PRECISIONS))
@@ -63,10 +63,9 @@ def get_precision(name: str | None, device: torch.device) -> str:
 
 
 def keep_memory() -> None:
-    """Have the C library keep what this process frees: the next step needs as much again.
+    """Have glibc keep what this process frees: the next step needs as much again.
 
-    glibc gives large pieces back to the system, and to get them again takes 6 to 21 % of a step.
-    With another C library nothing happens.
+    It gives large pieces back to the system, and to get them again takes 6 to 21 % of a step.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -80,8 +79,7 @@ def keep_memory() -> None:
 def get_data(recipe: Recipe, root: str | Path | None, device: torch.device) -> Data:
     """Return the recipe's data on `device`; CIFAR-10 is read from `root`, and downloaded if absent.
 
-    Raises FileNotFoundError or ValueError that names a missing or damaged file, ConnectionError
-    where CIFAR-10 can't be downloaded. Never returns other data than those asked for.
+    Raises ValueError for a missing or damaged file, ConnectionError where every mirror fails.
     """
     known = {CIFAR: lambda: load_cifar10(root), GRATINGS: draw_gratings}
     return known[recipe.data]().to(device)
@@ -89,10 +87,7 @@ def get_data(recipe: Recipe, root: str | Path | None, device: torch.device) -> D
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """Shift each image by its own whole number of pixels, at most `padding`, borders reflected.
-
-    The same as a crop at a random place of the image padded by `padding` pixels of reflection.
-    """
+    """Crop each image at a random place of its own after reflecting `padding` pixels around it."""
 
     padding: int
 
@@ -162,10 +157,7 @@ class Normalize:
 
 
 def get_train_transforms(recipe: Recipe) -> v2.Compose:
-    """Return the augmentation and normalization of a whole batch, each image with its own draw.
-
-    They map uint8 (N, 3, H, W) to float32 (N, 3, H, W) on the batch's device.
-    """
+    """Return the augmentation and normalization of a batch, uint8 to float32, both (N, 3, H, W)."""
     augment = []
     if recipe.crop:
         augment.append(RandomCrop(recipe.crop))
@@ -184,8 +176,7 @@ def get_test_transforms() -> v2.Compose:
 class Loader:
     """Batches of (images, labels): one indexing and one transform a batch, no worker, no copy.
 
-    The images are float32 (B, 3, H, W), the labels int64 (B,), both on the data's device; the last
-    batch may be short. With `shuffle` they come in another order each time.
+    The images are float32 (B, 3, H, W), the labels int64 (B,), both on the data's device.
     """
 
     def __init__(self, dataset: TensorDataset, transforms, batch_size: int, shuffle=False):
@@ -211,10 +202,7 @@ class Loader:
 
 
 def get_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer.
-
-    With "muon" the convolutions are moved by Muon, and all other parameters by SGD without decay.
-    """
+    """Return the recipe's optimizer; "muon" moves all but convolutions by SGD without decay."""
     options = {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
     if recipe.optimizer == "muon":
         kernels = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
@@ -286,20 +274,15 @@ def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
     return x.T if tall else x
 
 
-def get_scheduler(
-    optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """Return the recipe's schedule, to be advanced after every step, not after every epoch.
-
-    "onecycle" rises linearly and falls linearly to almost 0, "step" drops by a factor.
-    """
+def get_scheduler(optimizer, recipe: Recipe, steps_per_epoch: int) -> LRScheduler:
+    """Return the recipe's schedule, "step" or a linear "onecycle", to be advanced every step."""
     if recipe.scheduler == "step":
         size = recipe.step_epochs * steps_per_epoch
-        return torch.optim.lr_scheduler.StepLR(optimizer, size, recipe.step_factor)
+        return StepLR(optimizer, size, recipe.step_factor)
     steps = max(2, recipe.epochs * steps_per_epoch)  # the last is at a rate of almost 0
     # A rise or a fall of one step has no slope, and OneCycleLR divides by 0 there.
     warmup = min(recipe.warmup, 1 - 1 / steps)
-    return torch.optim.lr_scheduler.OneCycleLR(
+    return OneCycleLR(
         optimizer,
         max_lr=[group["lr"] for group in optimizer.param_groups],
         total_steps=steps,
@@ -319,10 +302,7 @@ def get_loss(recipe: Recipe) -> nn.Module:
 
 
 def GetCorrectPredCount(pPrediction: torch.Tensor, pLabels: torch.Tensor) -> torch.Tensor:
-    """Return how many rows of (N, 10) have their maximum at the label: an integer tensor ().
-
-    It stays on the device: nobody waits for it until its value is asked for.
-    """
+    """Return how many rows of (N, 10) have their maximum at the label: a tensor on the device."""
     return (pPrediction.argmax(dim=1) == pLabels).sum()
 
 
@@ -368,9 +348,7 @@ def train(
 
 
 @torch.inference_mode()
-def predict(
-    model: nn.Module, loader: Loader, precision: str = "float32"
-) -> tuple[torch.Tensor, torch.Tensor]:
+def predict(model, loader: Loader, precision="float32") -> tuple[torch.Tensor, torch.Tensor]:
     """Return the log-probabilities (N, 10), float32, and the labels (N,) of all of the loader."""
     keep_memory()
     model.eval()
@@ -382,9 +360,7 @@ def predict(
     return torch.cat(predictions), torch.cat(labels)
 
 
-def test(
-    model: nn.Module, test_loader: Loader, criterion: nn.Module, precision: str = "float32"
-) -> tuple[float, float]:
+def test(model, test_loader: Loader, criterion, precision="float32") -> tuple[float, float]:
     """Evaluate, and return the mean loss an image and the accuracy in percent."""
     prediction, labels = predict(model, test_loader, precision)
     correct = int(GetCorrectPredCount(prediction, labels))
@@ -414,10 +390,9 @@ def assemble(run: Run, data: Data) -> tuple:
     return model, train_loader, test_loader, optimizer, scheduler, get_loss(recipe)
 
 
-# What a history has a number of for each epoch, and how it is printed: the learning rate of the
-# first step, mean loss an image, accuracy in percent, and the seconds that it took. `train` is as
-# trained (augmented images, batch statistics, weights that move), `clean_train` in evaluation mode
-# on the first CLEAN training images without augmentation.
+# What a history has for each epoch, and how it is printed: the first step's learning rate, the mean
+# loss an image, accuracy in percent, seconds. `train` is as trained (augmented images, weights that
+# move), `clean_train` in evaluation mode on the first CLEAN training images as they are.
 COLUMNS = {
     "lr": ".4f",
     "train_loss": ".4f",
@@ -433,14 +408,7 @@ _trained = weakref.WeakSet()  # models that `fit` has begun to train
 
 
 def fit(
-    run: Run,
-    model,
-    train_loader,
-    test_loader,
-    optimizer,
-    scheduler,
-    criterion,
-    folder="checkpoints",
+    run, model, train_loader, test_loader, optimizer, scheduler, criterion, folder="checkpoints"
 ) -> dict[str, list[float]]:
     """Train for the recipe's epochs, print a line after each, and return the history by epoch.
 
@@ -494,8 +462,7 @@ def save_result(
     `parts` are those that `fit` trained. `clean_train_acc` is the accuracy (%) on all training
     images in evaluation mode, `prediction` the log-probabilities (N, 10) of the test set, both
     final. Nothing is written for stand-in data, and for parts or epochs that are not the recipe's.
-    Both files appear whole or not at all; raises OSError if they can't, and FloatingPointError for
-    what is not finite. A finished run's checkpoint is removed.
+    Both files appear whole or not at all. A finished run's checkpoint is removed.
     """
     path = run.get_path(folder, ".json")
     if data.stand_in:
@@ -507,12 +474,10 @@ def save_result(
             "recipe, or add one, and run the notebook again."
         )
     else:
-        weights = parts[0].state_dict()
-        outcome = {"history": history, "clean_train_acc": clean_train_acc}
-        runs.check_finite(**history, accuracy=clean_train_acc, weights=weights)
-        runs.check_finite(**{"test prediction": prediction})
-        outcome["test_predictions"] = "".join(map(str, prediction.argmax(dim=1).tolist()))
-        result = runs.describe(run, data, prediction.device) | runs.describe_parts(*parts) | outcome
+        weights, kept = parts[0].state_dict(), {"test prediction": prediction}
+        runs.check_finite(**history, accuracy=clean_train_acc, weights=weights, **kept)
+        result = runs.describe(run, data, prediction.device)
+        result |= get_outcome(parts, history, clean_train_acc, prediction)
         contents = {path.with_suffix(".pt"): runs.make_pt(weights), path: runs.make_json(result)}
         runs.write_whole(contents)
         said = f"Written: {path.as_posix()} and {path.stem}.pt, the weights."
@@ -520,9 +485,14 @@ def save_result(
     return said
 
 
-def _find_difference(
-    run: Run, data: Data, parts: tuple, history: Mapping[str, Sequence[float]]
-) -> list[str]:
+def get_outcome(parts: tuple, history: Mapping, clean_train_acc: float, prediction) -> dict:
+    """Return what trained, and what came out: the arguments are those of `save_result`."""
+    digits = "".join(map(str, prediction.argmax(dim=1).tolist()))
+    outcome = {"history": history, "clean_train_acc": clean_train_acc, "test_predictions": digits}
+    return runs.describe_parts(*parts) | outcome
+
+
+def _find_difference(run: Run, data: Data, parts: tuple, history: Mapping) -> list[str]:
     """Return what of a run is not as its recipe makes it."""
     trained, meant = (runs.describe_parts(*made) for made in (parts, assemble(run, data)))
     other = [name for name in meant if trained[name] != meant[name]]
@@ -538,9 +508,7 @@ def denormalize(images: torch.Tensor) -> torch.Tensor:
     return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def post_display(
-    images: torch.Tensor, captions: Sequence[str], title: str, columns: int = 10
-) -> Figure:
+def post_display(images: torch.Tensor, captions: Sequence[str], title: str, columns=10) -> Figure:
     """Return a Figure of uint8 images (N, 3, H, W) in rows of `columns`, each under its caption."""
     rows = max(1, -(-len(images) // columns))
     lines = 1 + max((caption.count("\n") for caption in captions), default=0)
@@ -566,7 +534,6 @@ STYLES = {
     "none": {"color": "#444444", "linestyle": ":", "marker": "D"},
     "he": {"color": "#CC79A7", "linestyle": (0, (3, 1, 1, 1)), "marker": "v"},
 }
-LABELS = {"bn": "Batch", "gn": "Group", "ln": "Layer", "none": "None", "he": "None, He init"}
 
 
 def post_accuracyplots(history: Mapping[str, Sequence[float]], title: str, norm: str) -> Figure:
@@ -596,13 +563,12 @@ def post_accuracyplots(history: Mapping[str, Sequence[float]], title: str, norm:
 
 
 def post_misclassified(
-    dataset: TensorDataset, prediction, classes, title: str, count=10, most_confident=False
+    dataset: TensorDataset, prediction, classes, title, count=10, most_confident=False
 ) -> Figure:
-    """Return a Figure of the first `count` images whose prediction is wrong.
+    """Return a Figure of the first, or the most confident, `count` wrong predictions.
 
     `prediction` is log-probabilities (N, 10) in the order of `dataset`. Each caption gives the true
-    class, the predicted class and the probability that the network gave it. With `most_confident`
-    they are those to which it gave the highest, instead of the first.
+    class, the predicted class and the probability that the network gave it.
     """
     images, labels = dataset.tensors
     probability, predicted = prediction.exp().max(dim=1)
@@ -619,9 +585,7 @@ def post_misclassified(
     )
 
 
-def post_confusion(
-    prediction: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], title: str
-) -> Figure:
+def post_confusion(prediction, labels, classes: Sequence[str], title: str) -> Figure:
     """Return a Figure of the confusion matrix, true class by predicted class, and each accuracy.
 
     `prediction` is log-probabilities (N, 10) of images whose labels are `labels` (N,). A cell is a
@@ -650,9 +614,7 @@ def post_confusion(
     return figure
 
 
-def post_lines(
-    lines: Mapping[str, Mapping], title: str, xlabel: str, ylabel: str, log: bool = False
-) -> Figure:
+def post_lines(lines: Mapping, title: str, xlabel: str, ylabel: str, log=False) -> Figure:
     """Return a Figure of a line for each name, which is a norm's or any other: values y by x."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     axis = figure.subplots()

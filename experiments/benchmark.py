@@ -200,17 +200,19 @@ def average_runs(recipe: utils.Recipe, norm: str, precision: str) -> tuple[float
     return sum(epochs) / number, sum(run[-1] for run in runs) / number
 
 
-def print_header(columns: str) -> None:
-    print(f"\n| norm | {columns} |\n| --- |" + " ---: |" * len(columns.split(" | ")), flush=True)
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(description="Measure the speed of a training step.")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements each (default 5)")
+    return parser.parse_args(arguments)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the speed of a training step.")
-    parser.add_argument("--repeats", type=int, default=5, help="measurements each (default 5)")
-    repeats, precision = parser.parse_args().repeats, records.get_precision()
+    repeats, precision = parse().repeats, records.get_precision()
     environment = get_environment(utils.get_device(), precision)
-    print(", ".join(f"{key} {value}" for key, value in environment.items()), flush=True)
-    print_header("loop | ms a step: median (range) | images/s | s an epoch")
+    print(", ".join(f"{key} {value}" for key, value in environment.items()))
+    print("\n| norm | loop | ms a step: median (range) | images/s | s an epoch |")
+    print("| --- | --- | ---: | ---: | ---: |", flush=True)
     medians = {}
     for norm in records.COMPARED:
         times = measure_norm(norm, repeats)
@@ -220,7 +222,8 @@ def main() -> None:
         textbook = min(step["textbook, 0 workers"], step["textbook, 2 workers"])
         medians[norm] = step | {"textbook": textbook}
     quick = " | ".join(f"`quick`, {p} (min) | ratio | accuracy (%)" for p in (precision, "float32"))
-    print_header(f"`reference`: epochs | textbook (min) | accuracy (%) | {quick}")
+    print(f"\n| norm | `reference`: epochs | textbook (min) | accuracy (%) | {quick} |")
+    print("| --- |" + " ---: |" * 9)
     print(*(make_minutes(*pair) for pair in medians.items()), sep="\n")
 
 

@@ -2,15 +2,14 @@
 
     python -m experiments.claims rates --arms bn gn --values 0.1 --seeds 1 2 3
 
-An arm is a norm, or "he": no normalization, but He initialization. Every run has a process and a
-JSON of its own; a run that has its JSON is skipped, and one that was cut off goes on (one of
-`shift` starts over). All runs are in float32 but those of `tuning`, for which the variable
-PRECISION chooses. The lab book says what each claim is, and what was expected.
+An arm is a norm, or "he": no normalization, but He initialization. A run that has its JSON is
+skipped, and one that was cut off goes on (one of `shift` starts over). All are in float32 but those
+of `tuning`, for which the variable PRECISION chooses. The lab book says what each claim is.
 """
 
 import argparse
 import functools
-import math
+import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +27,7 @@ from cifar10 import Data
 from experiments import results as records
 from experiments.replicate import add_options, get_runs, run_left
 from experiments.results import COMPARED, ROOT
-from runs import check_finite, describe, describe_parts, make_json, write_whole
+from runs import check_finite, describe, make_json, write_whole
 
 FOLDER, TUNING = (ROOT / "results" / name for name in ("claims", "tuning"))
 CHECKPOINTS = ROOT / "checkpoints" / "claims"
@@ -53,18 +52,13 @@ def measure_history(run: utils.Run, data: Data) -> dict:
 
 
 def measure_final(run: utils.Run, data: Data) -> dict:
-    """Train, and return what a result of a notebook has, too: see utils.save_result."""
-    parts = utils.assemble(run, data)
+    """Train, and return what a result of a notebook has, too."""
+    model, _, test_loader, *_, criterion = parts = utils.assemble(run, data)
     history = utils.fit(run, *parts, folder=CHECKPOINTS)
-    model, _, test_loader, *_, criterion = parts
     clean = utils.Loader(data.train, test_loader.transforms, test_loader.batch_size)
-    digits = utils.predict(model, test_loader, run.precision)[0].argmax(dim=1).tolist()
-    return {
-        "history": history,
-        "clean_train_acc": utils.test(model, clean, criterion, run.precision)[1],
-        "test_predictions": "".join(map(str, digits)),
-        **describe_parts(*parts),
-    }
+    accuracy = utils.test(model, clean, criterion, run.precision)[1]
+    prediction = utils.predict(model, test_loader, run.precision)[0]
+    return utils.get_outcome(parts, history, accuracy, prediction)
 
 
 def measure_averages(run: utils.Run, data: Data) -> dict:
@@ -111,8 +105,7 @@ def get_deviations(model: nn.Module, images: torch.Tensor) -> dict[str, list[flo
 def measure_shift(run: utils.Run, data: Data) -> dict:
     """Train; return, for every SHIFT_EVERY-th step, its shift and the loss along its gradient.
 
-    A number that is not finite there is None: the loss may overflow far along the gradient of a
-    run that does not diverge.
+    A number that is not finite there is None: far along the gradient the loss may overflow.
     """
     model, loader, test_loader, optimizer, scheduler, criterion = utils.assemble(run, data)
     utils.set_seed(run.seed)
@@ -127,7 +120,7 @@ def measure_shift(run: utils.Run, data: Data) -> dict:
                 weights = dict(model.named_parameters())
                 shift = get_shift(get, weights, rate, watched)
                 row = {"step": step, "shift": shift, **get_line(get, weights, rate)}
-                rows.append(drop_infinite(row))
+                rows.append(json.loads(json.dumps(row), parse_constant=lambda _: None))
             loss = criterion(model(images), labels)
             check_finite(**{f"loss in step {step + 1}, at rate {rate:g},": loss})
             optimizer.zero_grad()
@@ -140,25 +133,11 @@ def measure_shift(run: utils.Run, data: Data) -> dict:
     return {"history": {"test_loss": [loss], "test_acc": [accuracy]}, "rows": rows}
 
 
-def drop_infinite(nest: object) -> object:
-    """Return the nest of mappings and lists with None for each number that is not finite."""
-    if isinstance(nest, Mapping):
-        return {key: drop_infinite(value) for key, value in nest.items()}
-    if isinstance(nest, list):
-        return list(map(drop_infinite, nest))
-    return nest if math.isfinite(nest) else None
-
-
 Gradient = Callable[[Tensors], tuple[float, Tensors]]  # of weights: the loss and its gradient
 
 
-def make_gradient(
-    model: nn.Module, criterion: nn.Module, images: torch.Tensor, labels: torch.Tensor
-) -> Gradient:
-    """Return the gradient of this batch's loss as a function of the weights.
-
-    The model's own weights and running averages stay as they are.
-    """
+def make_gradient(model: nn.Module, criterion, images, labels) -> Gradient:
+    """Return the gradient of this batch's loss as a function of weights; the model stays as is."""
 
     def get(weights: Tensors) -> tuple[float, Tensors]:
         weights = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
@@ -170,13 +149,10 @@ def make_gradient(
     return get
 
 
-def get_shift(
-    get: Gradient, weights: Tensors, rate: float, watched: Mapping[str, str]
-) -> dict[str, dict[str, float]]:
+def get_shift(get: Gradient, weights: Tensors, rate: float, watched: Mapping[str, str]) -> dict:
     """Return how the gradients of `watched` change when all earlier weights take their step.
 
-    `watched` has names of weights by label. This is internal covariate shift as Santurkar et al.
-    (2018) define it; see `measure_change`.
+    It has names of weights by label. So Santurkar et al. (2018) define internal covariate shift.
     """
     _, gradients = get(weights)
     shifts = {}
@@ -188,11 +164,8 @@ def get_shift(
 
 
 def measure_change(one: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
-    """Return the norm of the difference, as a share of the norm of `one`, and the cosine.
-
-    They are computed in float64: without a normalization a gradient can be tiny.
-    """
-    one, other = one.double().flatten(), other.double().flatten()
+    """Return the norm of the difference, as a share of the norm of `one`, and the cosine."""
+    one, other = one.double().flatten(), other.double().flatten()  # since some are tiny
     cosine = one @ other / (one.norm() * other.norm())
     return {"change": ((other - one).norm() / one.norm()).item(), "cosine": cosine.item()}
 
@@ -205,21 +178,18 @@ def get_line(get: Gradient, weights: Tensors, rate: float) -> dict:
     2018, made free of scale).
     """
     _, gradients = get(weights)
-    start, losses, changes = join(gradients), [], []
+    start, losses, changes = torch.cat([g.flatten() for g in gradients.values()]), [], []
     for distance in DISTANCES:
         loss, there = get({n: weights[n] - distance * rate * gradients[n] for n in weights})
         losses.append(loss)
-        changes.append(measure_change(start, join(there))["change"])
+        there = torch.cat([gradient.flatten() for gradient in there.values()])
+        changes.append(measure_change(start, there)["change"])
     losses, changes, distances = torch.tensor([losses, changes, DISTANCES], dtype=torch.float64)
     return {  # of tensors, since Python's max can miss a nan
         "loss_range": [losses.min().item(), losses.max().item()],
         "change": changes.max().item(),
         "smoothness": (changes / distances).max().item(),
     }
-
-
-def join(gradients: Tensors) -> torch.Tensor:
-    return torch.cat([gradient.flatten() for gradient in gradients.values()])
 
 
 # --- The claims ----------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch.utils.data import TensorDataset
 
 import utils
+from cifar10 import Data
 from experiments import results as records
 from experiments.results import COMPARED, ROOT, load_model, load_result
 
@@ -44,10 +44,7 @@ def find_runs(recipe: str, seed: int, folders: Sequence[Path]) -> dict[str, Path
 
 
 def predict(paths: Mapping[str, Path], test: TensorDataset) -> tuple[dict, dict]:
-    """Return each network's result, and its log-probabilities (N, 10) of the test images, on CPU.
-
-    Raises ValueError where weights are of another run than the result beside them.
-    """
+    """Return each network's result, and log-probabilities (N, 10) of the test images on the CPU."""
     loader = utils.Loader(test, utils.get_test_transforms(), 128)
     results = {norm: load_result(path) for norm, path in paths.items()}
     predictions = {
@@ -57,13 +54,8 @@ def predict(paths: Mapping[str, Path], test: TensorDataset) -> tuple[dict, dict]
     return results, predictions
 
 
-def find_alone(
-    predictions: Mapping[str, torch.Tensor], labels: torch.Tensor, norm: str
-) -> torch.Tensor:
-    """Return the images (indices, int64) that `norm` has right and all others wrong.
-
-    Those of which it is most sure come first.
-    """
+def find_alone(predictions: Mapping, labels: torch.Tensor, norm: str) -> torch.Tensor:
+    """Return the images (indices) that `norm` alone has right, those it is most sure of first."""
     right = {name: p.argmax(dim=1) == labels for name, p in predictions.items()}
     others = torch.stack([hits for name, hits in right.items() if name != norm]).any(dim=0)
     alone = (right[norm] & ~others).nonzero().flatten()
@@ -71,9 +63,7 @@ def find_alone(
     return alone[sure.argsort(descending=True, stable=True)]
 
 
-def make_table(
-    results: Mapping[str, dict], predictions: Mapping[str, torch.Tensor], labels: torch.Tensor
-) -> str:
+def make_table(results: Mapping, predictions: Mapping, labels: torch.Tensor) -> str:
     """Return final accuracies (%) and the number of images that one network alone has right."""
     lines = [f"{'':6}{'train':>8}{'test':>8}{'right alone':>13}{'minutes':>9}"]
     for norm, result in results.items():
@@ -84,20 +74,24 @@ def make_table(
     return "\n".join(lines)
 
 
-def draw(
-    results: Mapping[str, dict],
-    predictions: Mapping[str, torch.Tensor],
-    test: TensorDataset,
-    classes: Sequence[str],
-) -> Figure:
-    """Return the three curves, and under them images that one network alone has right.
+def draw(results: Mapping[str, dict], predictions: Mapping, data: Data) -> Figure:
+    """Return the three curves, and under them test images that one network alone has right.
 
     A caption has the true class, and what each network took the image for, with its probability.
     """
-    images, labels = test.tensors
+    (images, labels), classes = data.test.tensors, data.classes
     figure = Figure(figsize=(12, 14), layout="constrained")
     curves, *rows = figure.subfigures(1 + len(results), 1, height_ratios=[4] + [3.3] * len(results))
-    draw_curves(curves.subplots(), results)
+    axis = curves.subplots()
+    for norm, result in results.items():
+        accuracy, name = result["history"]["test_acc"], result["recipe"]["name"]
+        label = f"{utils.LABELS[norm]}: {accuracy[-1]:.2f} %"
+        axis.plot(range(1, len(accuracy) + 1), accuracy, label=label, **utils.STYLES[norm])
+    title = f"{len(accuracy)} epochs of {name}, seed {result['seed']}"
+    axis.set(title=title, xlabel="epoch", ylabel="accuracy on the test images (%)")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower right")
     for row, norm in zip(rows, results, strict=True):
         alone = find_alone(predictions, labels, norm)
         row.suptitle(f"Right with {utils.LABELS[norm]} normalization alone: {len(alone):,} images")
@@ -112,20 +106,6 @@ def draw(
             caption = "\n".join([f"true: {classes[labels[index]]}", *guesses])
             axis.set_title(caption, fontsize=9)
     return figure
-
-
-def draw_curves(axis: Axes, results: Mapping[str, dict]) -> None:
-    """Draw test accuracy by epoch, a line for each result."""
-    for norm, result in results.items():
-        accuracy = result["history"]["test_acc"]
-        label = f"{utils.LABELS[norm]}: {accuracy[-1]:.2f} %"
-        axis.plot(range(1, len(accuracy) + 1), accuracy, label=label, **utils.STYLES[norm])
-    result = next(iter(results.values()))
-    title = f"{len(accuracy)} epochs of {result['recipe']['name']}, seed {result['seed']}"
-    axis.set(title=title, xlabel="epoch", ylabel="accuracy on the test images (%)")
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.grid(alpha=0.3)
-    axis.legend(loc="lower right")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -149,7 +129,7 @@ def main() -> None:
     data = data.to(torch.device("cpu"))
     print(f"The runs in {paths['bn'].parent.relative_to(ROOT).as_posix()}/:")
     print(make_table(results, predictions, data.test.tensors[1]))
-    draw(results, predictions, data.test, data.classes).savefig(options.output, dpi=110)
+    draw(results, predictions, data).savefig(options.output, dpi=110)
     print(f"Written: {options.output}")
 
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -95,13 +95,8 @@ def run_all(jobs: Mapping[str, Sequence[str]], processes: int, threads: int) -> 
         sys.exit(f"{failures} of {len(jobs)} runs failed; to go on, give the same command again.")
 
 
-def run_left(
-    runs: Sequence[utils.Run],
-    is_done: Callable[[utils.Run], bool],
-    make_job: Callable[[utils.Run], list[str]],
-    options: argparse.Namespace,
-) -> None:
-    """Report how many runs are done, and start the others."""
+def run_left(runs: Sequence[utils.Run], is_done, make_job, options: argparse.Namespace) -> None:
+    """Report how many runs are done, as `is_done` tells, and start the jobs of the others."""
     left = [run for run in runs if not is_done(run)]
     print(f"{len(runs) - len(left)} of {len(runs)} runs are done already.", flush=True)
     records.fetch_data(left)

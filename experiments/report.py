@@ -20,7 +20,6 @@ import torch
 from matplotlib.figure import Figure
 
 import utils
-from cifar10 import Data
 from experiments import compare, stats
 from experiments.claims import ARMS, WATCHED
 from experiments.results import COMPARED, COMPARED_RECIPES, ROOT, get_data, load_frame
@@ -352,19 +351,15 @@ def renew(text: str, tables: Mapping[str, str], known: Mapping[str, str]) -> str
 # --- Figures -------------------------------------------------------------------------------------
 
 
-def get_histories(runs: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Return that column of the histories, a row a run, by epoch."""
-    histories = pd.DataFrame([history[column] for history in runs.history])
-    return histories.rename(columns=lambda epoch: epoch + 1)
-
-
 def draw_accuracies(runs: pd.DataFrame, recipes: Sequence[str]) -> Figure:
     """Return test accuracy by epoch: an arm's mean, and a band from lowest to highest run."""
     figure, lines = Figure(figsize=(9, 4.5), layout="constrained"), {}
     for axis, recipe in zip(figure.subplots(1, len(recipes), sharey=True), recipes, strict=True):
         ended = take(runs, recipe=recipe).dropna(subset="test")
         for arm in get_arms(ended):
-            epochs, style = get_histories(take(ended, arm=arm), "test_acc"), STYLES[arm]
+            histories, style = take(ended, arm=arm).history, STYLES[arm]
+            epochs = pd.DataFrame([history["test_acc"] for history in histories])
+            epochs.columns += 1
             (lines[LABELS[arm]],) = axis.plot(epochs.columns, epochs.mean(), **style, markersize=4)
             band = (epochs.columns, epochs.min(), epochs.max())
             axis.fill_between(*band, color=style["color"], alpha=0.2, linewidth=0)
@@ -434,14 +429,6 @@ def draw_shift(shift: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw_comparison(data: Data) -> Figure:
-    """Return the committed notebooks' runs side by side."""
-    paths = compare.find_runs("muon", 1, [ROOT / "results" / "float32"])
-    results, predictions = compare.predict(paths, data.test)
-    data = data.to(torch.device("cpu"))
-    return compare.draw(results, predictions, data.test, data.classes)
-
-
 def draw_figures(frame: pd.DataFrame) -> dict[str, Figure]:
     """Return the figures of many runs, each by its name."""
     runs = get_runs(frame)
@@ -470,7 +457,9 @@ def main() -> None:
             print(line)
         contents[page] = renew(text, tables, known).encode()
     figures = draw_figures(frame)
-    figures |= {"comparison": draw_comparison(data), "cubes": utils.post_cubes()}
+    paths = compare.find_runs("muon", 1, [ROOT / "results" / "float32"])
+    comparison = compare.draw(*compare.predict(paths, data.test), data.to(torch.device("cpu")))
+    figures |= {"comparison": comparison, "cubes": utils.post_cubes()}
     for name, figure in figures.items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=110)

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.utils.data import TensorDataset
 
 import utils
 from cifar10 import CIFAR, Data, get_root, load_cifar10
-from models import Session8Net
 from runs import is_same_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,14 +86,13 @@ def load_frame(folder: Path = ROOT / "results"):
     return pd.DataFrame(row for row in rows if row["seed"] in SEEDS)
 
 
-def load_model(path: Path, test: TensorDataset | None = None) -> Session8Net:
+def load_model(path: Path, test: TensorDataset | None = None) -> nn.Module:
     """Return the network of the result at `path` with the weights beside it, on the device.
 
-    Raises ValueError if its predictions of the first test images are not those of the result.
+    Raises ValueError if its predictions of the first test images are not the result's.
     """
     result, weights = load_result(path), path.with_suffix(".pt")
-    recipe = utils.Recipe(**result["recipe"])
-    model = Session8Net(result["norm"], recipe.groups, recipe.dropout)
+    model = utils.make_model(result["norm"], utils.Recipe(**result["recipe"]))
     model.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
     model = model.to(utils.get_device(), memory_format=torch.channels_last)
     if test is not None:

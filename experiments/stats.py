@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -62,18 +62,12 @@ def holm(ps: Sequence[float]) -> list[float]:
     return corrected
 
 
-def differences(
-    frame: pd.DataFrame,
-    by: Sequence[str],
-    arm: str,
-    pairs: Sequence[tuple[str, str]],
-    values: Mapping[str, str],
-    family: Callable[[Any], bool] = lambda row: True,
-) -> pd.DataFrame:
+def differences(frame, by, arm, pairs, values, family=lambda row: True) -> pd.DataFrame:
     """Return a row for each group of `by`, pair of values of `arm`, and column of `values`.
 
-    `of` is that column's title in `values`; `mean`, `low`, `high` and `p` are Welch's. `corrected`
-    is Holm's p over the rows of which `family` is true, those that a prediction named, else nan.
+    These name columns of the DataFrame. `of` is the column's title in `values`; `mean`, `low`,
+    `high` and `p` are Welch's. `corrected` is Holm's p over the rows of which `family` is true,
+    those that a prediction named, else nan.
     """
     rows = [
         (*key, f"{one} - {other}", title)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from cifar10 import load_cifar10
+from cifar10 import Data, load_cifar10
 from common import ROOT, draw_images, make_run
 from experiments import compare
 
@@ -47,7 +47,8 @@ def test_the_table_is_of_the_last_epoch():
 
 def test_the_figure_shows_curves_and_what_each_network_saw():
     test = TensorDataset(draw_images(5), LABELS)
-    figure = compare.draw(make_results(), make_predictions(), test, "abcdefghij")
+    data = Data("abcdefghij", test, test)
+    figure = compare.draw(make_results(), make_predictions(), data)
     curves, first, *rest = figure.subfigs
     assert [line.get_ydata().tolist() for line in curves.axes[0].lines] == [[55.0, 80.5]] * 3
     assert curves.axes[0].get_title() == "2 epochs of muon, seed 1"

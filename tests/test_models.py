@@ -132,9 +132,8 @@ def test_none_scales_and_shifts_and_has_no_statistics(precision):
     ("norm", "options", "named"),
     [
         ("BN", {}, "norm is 'BN'.*'bn', 'gn', 'ln', 'none'"),
-        ("gn", {"groups": 16}, "groups=16 .* channels"),
-        ("bn", {"groups": 0}, "groups=0"),
-        ("bn", {"dropout": 1}, "dropout is 1"),
+        ("gn", {"groups": 16}, "divisible by num_groups"),
+        ("bn", {"dropout": -0.1}, "dropout probability"),
     ],
 )
 def test_a_network_that_cannot_be_made_is_refused(norm, options, named):

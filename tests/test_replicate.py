@@ -1,5 +1,6 @@
 """Many runs at a time: each is the one that was asked for, and none outlives its command."""
 
+import multiprocessing
 import os
 import re
 import shutil
@@ -28,29 +29,17 @@ def repository(tmp_path):
     return copy
 
 
-def write_notebook(repository, source):
-    """Replace the notebook of bn by one that has parameters and this cell."""
-    notebook = nbformat.read(NOTEBOOKS["bn"], 4)
-    notebook.cells = [nbformat.v4.new_code_cell(text) for text in ("norm = 'bn'", source)]
-    notebook.cells[0].metadata["tags"] = ["parameters"]
-    nbformat.write(notebook, repository / NOTEBOOKS["bn"].name)
-
-
-def start(repository, *options):
-    command = [sys.executable, "-m", "experiments.replicate", "--recipes", "smoke", *options]
-    # ipykernel keeps the terminal from a kernel that pytest starts.
-    env = {key: value for key, value in os.environ.items() if key != "PYTEST_CURRENT_TEST"}
-    return subprocess.Popen(command, cwd=repository, env=env, stdout=subprocess.PIPE, text=True)
-
-
 def test_a_run_is_its_notebook_with_its_parameters(repository, tmp_path):
     notebook = nbformat.read(NOTEBOOKS["bn"], 4)  # which a norm without one of its own takes
     notebook.cells = [c for c in notebook.cells if not re.search("post_|losses", c.source)]
     nbformat.write(notebook, repository / NOTEBOOKS["bn"].name)
     options = ["--norms", "none", "--seeds", "3", "--threads", "2", "--keep", tmp_path / "kept"]
-    process = start(repository, *map(str, options))
-    said = process.communicate()[0]
-    assert process.returncode == 0, said
+    command = [sys.executable, "-m", "experiments.replicate", "--recipes", "smoke", *options]
+    # ipykernel keeps the terminal from a kernel that pytest starts.
+    env = {key: value for key, value in os.environ.items() if key != "PYTEST_CURRENT_TEST"}
+    done = subprocess.run(command, cwd=repository, env=env, stdout=subprocess.PIPE, text=True)
+    said = done.stdout
+    assert done.returncode == 0, said
     assert said.startswith("0 of 1 runs are done already.\n")
     assert re.search(r"^smoke-none-seed3 is done, after .* \[1 of 1, about 0 min", said, re.M)
     (path,) = (tmp_path / "kept").rglob("smoke-none-seed3.ipynb")
@@ -67,6 +56,7 @@ def test_a_run_is_its_notebook_with_its_parameters(repository, tmp_path):
     assert "ScaleAndShift-3" in text
 
 
+needs_fork = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
 SLEEPER = """
 import os, pathlib, time
 pathlib.Path({path!r} + ".part").write_text(str(os.getpid()))
@@ -75,26 +65,43 @@ time.sleep(120)
 """
 
 
-def test_a_killed_command_leaves_no_kernel_behind(repository):
-    write_notebook(repository, SLEEPER.format(path=str(repository / "begun")))
-    process = start(repository, "--norms", "bn", "--seeds", "1")
-    kernel = get_job(repository / "begun")
+def run_jobs(jobs):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
+    replicate.run_all(jobs, processes=1, threads=1)
+
+
+def fork(jobs):
+    """Start a process that runs the jobs, without the seconds that imports take."""
+    process = multiprocessing.get_context("fork").Process(target=run_jobs, args=(jobs,))
+    process.start()
+    return process
+
+
+@needs_fork
+def test_a_killed_command_leaves_no_kernel_behind(tmp_path, monkeypatch):
+    pytest.importorskip("papermill", reason="needs experiments/requirements.txt")
+    monkeypatch.setattr(replicate, "ROOT", tmp_path)
+    source = nbformat.v4.new_code_cell(SLEEPER.format(path=str(tmp_path / "begun")))
+    notebook = nbformat.v4.new_notebook(cells=[source])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "", "language": "python"}
+    nbformat.write(notebook, tmp_path / NOTEBOOKS["bn"].name)
+    process = fork({"a": replicate.make_job(make_run("smoke"))})
+    kernel = get_job(tmp_path / "begun")
     process.kill()
-    process.communicate()
+    process.join()
     wait_until(lambda: is_gone(kernel), 10)
 
 
-def test_an_interrupt_ends_the_jobs_at_once(tmp_path):
+@needs_fork
+def test_an_interrupt_ends_the_jobs_at_once(tmp_path, monkeypatch):
     sleeper = SLEEPER.format(path=str(tmp_path / "begun"))
     (tmp_path / "sleeper.py").write_text(sleeper, encoding="utf-8")
-    code = "import signal; from experiments.replicate import run_all\n"
-    code += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & ignores it
-    code += "run_all({'a': ['sleeper'], 'b': ['sleeper']}, 1, 1)"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, tmp_path)))}
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    process = fork({"a": ["sleeper"], "b": ["sleeper"]})
     job = get_job(tmp_path / "begun")
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=10) == 130
+    os.kill(process.pid, signal.SIGINT)
+    process.join(10)
+    assert process.exitcode == 130
     wait_until(lambda: is_gone(job), 10)
 
 

@@ -42,9 +42,10 @@ def test_an_unknown_recipe_is_refused_and_the_known_ones_named():
         runs.get_recipe("One")
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"name": "../x"}, {"optimizer": "adam"}, {"lr": math.nan}, {"crop": 32}], ids=repr
-)
+WRONG = [{"name": "../x"}, {"optimizer": "adam"}, {"lr": math.nan}, {"crop": 32}, {"dropout": 1}]
+
+
+@pytest.mark.parametrize("wrong", [*WRONG, {"groups": 0}, {"small_size": 19}], ids=repr)
 def test_a_recipe_that_would_train_something_else_is_refused(wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(ValueError, match=f"^{name} is {value!r}"):
