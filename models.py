@@ -15,10 +15,7 @@ from torch.nn import functional as F
 
 
 def get_norm(norm: str, channels: int, groups: int = 4) -> nn.Module:
-    """Return the layer that `norm` names in NORMS, with one scale and one shift a channel.
-
-    Raises ValueError for another name, and with "gn" for groups that do not divide the channels.
-    """
+    """Return the layer that `norm` names in NORMS, with one scale and one shift a channel."""
     if norm not in NORMS:
         raise ValueError(f"norm is {norm!r}, but must be one of {', '.join(map(repr, NORMS))}")
     return NORMS[norm](channels, groups)
@@ -81,8 +78,7 @@ def conv_block(
 ) -> nn.Sequential:
     """Return a 3x3 convolution, ReLU, the normalization that `norm` names, and dropout.
 
-    `momentum` is that of batch normalization's running averages. At `dropout=0` there is no
-    dropout layer.
+    `momentum` is that of batch normalization's running averages.
     """
     layers = OrderedDict(
         conv=nn.Conv2d(in_channels, out_channels, 3, padding=padding, bias=False),

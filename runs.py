@@ -25,10 +25,7 @@ from cifar10 import CIFAR, GRATINGS
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every hyperparameter of a run; the defaults are those of `onecycle`.
-
-    Raises ValueError, naming the field, for an unknown choice and a number out of range.
-    """
+    """Every hyperparameter of a run; the defaults are those of `onecycle`."""
 
     name: str
     data: str = CIFAR  # or GRATINGS
@@ -279,10 +276,7 @@ class Checkpoint:
         write_whole({self.path: make_pt(state)})
 
     def load(self) -> dict[str, list[float]]:
-        """Take up the saved state and return its history; {} if there is none.
-
-        Raises ValueError, naming the file and what is wrong, if it is damaged or of another run.
-        """
+        """Take up the saved state and return its history; {} if there is none."""
         if not self.path.exists():
             return {}
         state = self._read()

@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as v2_functional
 
 import runs
-from cifar10 import CIFAR, GRATINGS, MEAN, STD, Data, draw_gratings, load_cifar10
+from cifar10 import CIFAR, MEAN, STD, Data, draw_gratings, load_cifar10
 from models import Session8Net, initialize_he
 from runs import LABELS, PRECISIONS, Checkpoint, Recipe, Run, check_choice, say
 from runs import RECIPES as RECIPES  # these four for the notebooks
@@ -77,12 +77,8 @@ def keep_memory() -> None:
 
 
 def get_data(recipe: Recipe, root: str | Path | None, device: torch.device) -> Data:
-    """Return the recipe's data on `device`; CIFAR-10 is read from `root`, and downloaded if absent.
-
-    Raises ValueError for a missing or damaged file, ConnectionError where every mirror fails.
-    """
-    known = {CIFAR: lambda: load_cifar10(root), GRATINGS: draw_gratings}
-    return known[recipe.data]().to(device)
+    """Return the recipe's data on `device`; CIFAR-10 is read from `root`: see `load_cifar10`."""
+    return (load_cifar10(root) if recipe.data == CIFAR else draw_gratings()).to(device)
 
 
 @dataclass(frozen=True)
@@ -375,10 +371,7 @@ def make_model(arm: str, recipe: Recipe) -> nn.Module:
 
 
 def assemble(run: Run, data: Data) -> tuple:
-    """Return all that `fit` takes behind the run, made as in the notebooks, on the data's device.
-
-    These are the model, two loaders, the optimizer, the scheduler and the loss.
-    """
+    """Return all that `fit` takes behind the run, made as the notebooks do, on its device."""
     recipe, device = run.recipe, data.train.tensors[0].device
     transforms = get_train_transforms(recipe)
     train_loader = Loader(data.train, transforms, recipe.batch_size, shuffle=True)
@@ -537,11 +530,7 @@ STYLES = {
 
 
 def post_accuracyplots(history: Mapping[str, Sequence[float]], title: str, norm: str) -> Figure:
-    """Return a Figure of a history's loss, accuracy and learning rate by epoch.
-
-    Train and test, both in evaluation mode, share a pair of axes; the test curve has the colour of
-    `norm`.
-    """
+    """Return a Figure of a history by epoch; the test curve has the colour of `norm`."""
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplot_mosaic([["loss", "acc"], ["lr", "acc"]], height_ratios=[3, 1])
@@ -650,10 +639,10 @@ def post_cubes(groups: int = 4) -> Figure:
             axis.voxels(part, facecolors=color, edgecolors="#333333", linewidth=0.5)
         axis.set(xticks=[], yticks=[], zticks=[], facecolor="none")  # labels stand over the edge
         axis.set_title(name, fontsize=15, y=1.0)
-        for what in ("x", "y", "z"):
-            label = {"x": "channels", "y": "images", "z": "positions"}[what]
-            getattr(axis, f"set_{what}label")(label, fontsize=13, labelpad=-10)
-            getattr(axis, f"{what}axis").set_pane_color((0, 0, 0, 0))
+        for side, label in (("x", "channels"), ("y", "images"), ("z", "positions")):
+            getattr(axis, f"{side}axis").set_label_text(label, fontsize=13)
+            getattr(axis, f"{side}axis").labelpad = -10
+            getattr(axis, f"{side}axis").set_pane_color((0, 0, 0, 0))
         axis.set_box_aspect((8, 6, 4), zoom=1.15)
         axis.view_init(elev=24, azim=-58)
     figure.subplots_adjust(left=0.0, right=0.95, bottom=0.02, top=0.86, wspace=0.05)

@@ -188,10 +188,7 @@ def make_minutes(norm: str, step: dict[str, float]) -> str:
 
 
 def average_runs(recipe: utils.Recipe, norm: str, precision: str) -> tuple[float, float]:
-    """Return the means of the runs in results/, nan if there are none.
-
-    They are of the epochs after which a test accuracy (%) is within 0.1 of its last, and of that.
-    """
+    """Return the mean epochs until an accuracy (%) is within 0.1 of its last, and that; or nan."""
     folder = records.ROOT / "results" / precision
     paths = sorted(folder.glob(f"{recipe.name}-{norm}-seed[1-5].json"))
     runs = [records.load_result(path)["history"]["test_acc"] for path in paths]

@@ -292,16 +292,6 @@ def run_claim(claim: str, run: utils.Run) -> str:
     return said
 
 
-def is_done(claim: str, run: utils.Run) -> bool:
-    """Return whether the run's result is there; ValueError if it is of another protocol."""
-    if not records.is_done(run, CLAIMS[claim].folder):
-        return False
-    path, protocol = run.get_path(CLAIMS[claim].folder, ".json"), CLAIMS[claim].protocol
-    if records.load_result(path).get("protocol", protocol) != protocol:  # old trials have none
-        raise ValueError(f"{path} is of another protocol than {claim!r} has now. Move it away.")
-    return True
-
-
 def make_job(claim: str, run: utils.Run) -> list[str]:
     """Return the module and the arguments that make this run alone."""
     value = run.recipe.name.removeprefix(f"{claim}-")
@@ -332,8 +322,8 @@ def main() -> None:
     runs = get_runs([CLAIMS[options.claim].recipes[value] for value in options.values], options)
     if options.one:
         return print(run_claim(options.claim, runs[0]))
-    done, job = (functools.partial(do, options.claim) for do in (is_done, make_job))
-    run_left(runs, done, job, options)
+    job = functools.partial(make_job, options.claim)
+    run_left(runs, CLAIMS[options.claim].folder, job, options)
 
 
 if __name__ == "__main__":

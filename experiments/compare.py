@@ -25,10 +25,7 @@ COLUMNS = 6  # images on which one normalization alone is right
 
 
 def find_runs(recipe: str, seed: int, folders: Sequence[Path]) -> dict[str, Path]:
-    """Return the results' files by norm, from the first of the folders that has all three.
-
-    Raises FileNotFoundError that names what the first one lacks.
-    """
+    """Return the results' files by norm, from the first of the folders that has all three."""
     lacks = []
     for folder in folders:
         runs = (utils.Run(utils.get_recipe(recipe), n, seed, folder.name) for n in COMPARED)
@@ -44,7 +41,7 @@ def find_runs(recipe: str, seed: int, folders: Sequence[Path]) -> dict[str, Path
 
 
 def predict(paths: Mapping[str, Path], test: TensorDataset) -> tuple[dict, dict]:
-    """Return each network's result, and log-probabilities (N, 10) of the test images on the CPU."""
+    """Return each network's result, and its log-probabilities (N, 10) of the images, on the CPU."""
     loader = utils.Loader(test, utils.get_test_transforms(), 128)
     results = {norm: load_result(path) for norm, path in paths.items()}
     predictions = {

@@ -8,6 +8,7 @@ give the same command again. The variable PRECISION chooses the precision.
 """
 
 import argparse
+import functools
 import itertools
 import os
 import subprocess
@@ -50,10 +51,7 @@ def make_job(run: utils.Run, keep: Path | None = None) -> list[str]:
 
 
 def run_job(name: str, job: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Run the job, print its lines behind its name, and return how long it took.
-
-    Raises RuntimeError with its last line if it fails.
-    """
+    """Run the job, print its lines behind its name, and return how long it took."""
     start, line = time.monotonic(), ""
     command = [sys.executable, "-c", JOB, str(os.getpid()), *job]
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
@@ -95,9 +93,9 @@ def run_all(jobs: Mapping[str, Sequence[str]], processes: int, threads: int) -> 
         sys.exit(f"{failures} of {len(jobs)} runs failed; to go on, give the same command again.")
 
 
-def run_left(runs: Sequence[utils.Run], is_done, make_job, options: argparse.Namespace) -> None:
-    """Report how many runs are done, as `is_done` tells, and start the jobs of the others."""
-    left = [run for run in runs if not is_done(run)]
+def run_left(runs: Sequence[utils.Run], folder: Path, make_job, options) -> None:
+    """Report how many runs have their result in `folder`, and start the jobs of the others."""
+    left = [run for run in runs if not records.is_done(run, folder)]
     print(f"{len(runs) - len(left)} of {len(runs)} runs are done already.", flush=True)
     records.fetch_data(left)
     run_all({run.name: make_job(run) for run in left}, options.processes, options.threads)
@@ -133,9 +131,7 @@ def main() -> None:
     options = parse()
     runs = get_runs([utils.RECIPES[name] for name in options.recipes], options)
     keep = options.keep and options.keep.absolute()
-    run_left(
-        runs, lambda r: records.is_done(r, ROOT / "results"), lambda r: make_job(r, keep), options
-    )
+    run_left(runs, ROOT / "results", functools.partial(make_job, keep=keep), options)
 
 
 if __name__ == "__main__":

@@ -338,10 +338,7 @@ def find_stale(text: str, known: Mapping[str, str]) -> list[str]:
 
 
 def renew(text: str, tables: Mapping[str, str], known: Mapping[str, str]) -> str:
-    """Return a page with the tables between their markers and the numbers before theirs.
-
-    Raises KeyError for a marked number whose name is not known.
-    """
+    """Return a page with the tables between their markers and the numbers before theirs."""
     for name, table in tables.items():
         pattern = rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)"
         text = re.sub(pattern, lambda _, new=table: f"\n{new}\n\n", text, flags=re.DOTALL)

@@ -1,5 +1,6 @@
 """Read results of runs, into one table of all; the names that all of experiments/ share."""
 
+import contextlib
 import json
 import math
 import os
@@ -48,15 +49,13 @@ def fetch_data(runs: Iterable[utils.Run]) -> None:
 
 def load_result(path: Path) -> dict:
     """Return the result in that file; ValueError if it is none, or not the run of that name."""
-    try:
+    with contextlib.suppress(ValueError, LookupError, TypeError):
         result = json.loads(path.read_text(encoding="utf-8"))
         recipe, precision = result["recipe"]["name"], result["environment"]["precision"]
-        name = f"{precision}/{recipe}-{result['norm']}-seed{result['seed']}.json"
-    except (ValueError, LookupError, TypeError):
-        raise ValueError(f"{path} is not the result of a run: move it away") from None
-    if "/".join(path.parts[-2:]) != name:
-        raise ValueError(f"{path} is the result of {name}: rename it, or move it away")
-    return result
+        name = f"{recipe}-{result['norm']}-seed{result['seed']}.json"
+        if path.parts[-2:] == (precision, name):
+            return result
+    raise ValueError(f"{path} is not the result of the run of that name: move it away")
 
 
 def make_row(result: dict, folder: str) -> dict:

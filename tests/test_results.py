@@ -60,7 +60,7 @@ def test_a_frame_has_a_row_a_run_of_all_folders(tmp_path):
 def test_what_is_no_result_is_named(text, tmp_path):
     path = tmp_path / "onecycle-bn-seed1.json"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match="onecycle-bn-seed1.json is not the result of a run"):
+    with pytest.raises(ValueError, match="onecycle-bn-seed1.json is not the result of the run"):
         records.load_result(path)
 
 
@@ -70,7 +70,7 @@ def test_a_result_under_the_name_of_another_is_refused(name, tmp_path):
     copy = tmp_path / (name.format(path.stem) + ".json")
     copy.parent.mkdir(exist_ok=True)
     path.rename(copy)
-    with pytest.raises(ValueError, match=f"{copy.name} is the result of float32/onecycle-bn-seed1"):
+    with pytest.raises(ValueError, match=f"{copy.name} is not the result of the run"):
         records.load_result(copy)
 
 
