@@ -36,10 +36,7 @@ def get_device() -> torch.device:
 
 
 def set_seed(seed: int) -> None:
-    """Seed every generator and choose deterministic kernels.
-
-    On a CPU all that follows is then repeatable. On CUDA some backward passes add up in any order.
-    """
+    """Seed every generator and choose deterministic kernels: on a CPU all is then repeatable."""
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
@@ -115,10 +112,7 @@ class RandomFlip:
 
 @dataclass(frozen=True)
 class RandomAffine:
-    """Turn each image by its own angle, at most `degrees`, and resize it by at most `resize`.
-
-    Bilinear, borders reflected; `resize=0.1` gives scales from 0.9 to 1.1.
-    """
+    """Turn each image by up to `degrees` and resize it by up to `resize`; borders are reflected."""
 
     degrees: float
     resize: float
@@ -255,11 +249,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
-    """Return the matrix with all its singular values moved to between about 0.7 and 1.1.
-
-    Five Newton-Schulz iterations of a polynomial that is steep at 0, in bfloat16.
-    """
-    a, b, c = 3.4445, -4.775, 2.0315
+    """Return the matrix with its singular values moved to about 0.7 to 1.1: Newton-Schulz."""
+    a, b, c = 3.4445, -4.775, 2.0315  # of a polynomial that is steep at 0
     x = matrix.bfloat16()
     if tall := len(x) > x.shape[1]:
         x = x.T

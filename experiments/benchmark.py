@@ -172,8 +172,7 @@ def make_minutes(norm: str, step: dict[str, float]) -> str:
     """Return the row of one norm in the table of minutes to a final accuracy.
 
     The textbook loop is charged for the epochs that REFERENCE needs and for no evaluation, ours for
-    all of QUICK, with two evaluations after each epoch (of 10,000 test and training images), in the
-    chosen precision and in float32.
+    all of QUICK with two evaluations after each epoch, of 10,000 test and training images.
     """
     epochs, accuracy = average_runs(REFERENCE, norm, "float32")
     usual = epochs * EPOCH * step["textbook"] / 60_000

@@ -62,10 +62,7 @@ def measure_final(run: utils.Run, data: Data) -> dict:
 
 
 def measure_averages(run: utils.Run, data: Data) -> dict:
-    """Train; also return the test accuracy (%) with recomputed batch statistics.
-
-    They are those of RECOMPUTED_ON training images without augmentation, in batches of 1,000.
-    """
+    """Train; also return the test accuracy (%) with the statistics of RECOMPUTED_ON images."""
     model, _, test_loader, *_, criterion = parts = utils.assemble(run, data)
     history = utils.fit(run, *parts, folder=CHECKPOINTS)
     images = TensorDataset(*(tensor[:RECOMPUTED_ON] for tensor in data.train.tensors))
@@ -88,10 +85,7 @@ def measure_scales(run: utils.Run, data: Data) -> dict:
 
 @torch.inference_mode()
 def get_deviations(model: nn.Module, images: torch.Tensor) -> dict[str, list[float]]:
-    """Return the standard deviation of each channel of each block's output, by layer.
-
-    Batch normalization uses the statistics of these images.
-    """
+    """Return the standard deviation of each channel of each block's output, by layer."""
     model.train()
     deviations, buffers = {}, {name: b.clone() for name, b in model.named_buffers()}
     for name, layer in model.layers.named_children():
@@ -173,9 +167,8 @@ def measure_change(one: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
 def get_line(get: Gradient, weights: Tensors, rate: float) -> dict:
     """Measure loss and gradient along the negative gradient, at DISTANCES times the rate.
 
-    Return the range of the loss, the largest change of the gradient as a share of its norm, and the
-    largest quotient of such a change and its distance (the effective smoothness of Santurkar et al.
-    2018, made free of scale).
+    Return the range of the loss, the largest change of the gradient as a share of its norm, and
+    of such a change by its distance (the effective smoothness of Santurkar et al. 2018).
     """
     _, gradients = get(weights)
     start, losses, changes = torch.cat([g.flatten() for g in gradients.values()]), [], []

@@ -1,10 +1,10 @@
-"""Show three normalizations side by side: curves, a table, and the images on which they disagree.
+"""Show three normalizations side by side: their curves, and the images on which they disagree.
 
     python -m experiments.compare --recipe muon --seed 1
 
 It takes what your three notebooks left in runs/ or, if one is missing there, the committed runs in
 results/. The variables RECIPE, SEED and PRECISION choose them as they do for the notebooks, and
-CIFAR10_ROOT is CIFAR-10's folder. The table is printed; the figure is written to a file.
+CIFAR10_ROOT is CIFAR-10's folder. The figure is written to a file.
 """
 
 import argparse
@@ -60,17 +60,6 @@ def find_alone(predictions: Mapping, labels: torch.Tensor, norm: str) -> torch.T
     return alone[sure.argsort(descending=True, stable=True)]
 
 
-def make_table(results: Mapping, predictions: Mapping, labels: torch.Tensor) -> str:
-    """Return final accuracies (%) and the number of images that one network alone has right."""
-    lines = [f"{'':6}{'train':>8}{'test':>8}{'right alone':>13}{'minutes':>9}"]
-    for norm, result in results.items():
-        train, test = result["clean_train_acc"], result["history"]["test_acc"][-1]
-        alone = len(find_alone(predictions, labels, norm))
-        minutes = sum(result["history"]["seconds"]) / 60
-        lines.append(f"{norm:6}{train:8.2f}{test:8.2f}{alone:13,}{minutes:9.1f}")
-    return "\n".join(lines)
-
-
 def draw(results: Mapping[str, dict], predictions: Mapping, data: Data) -> Figure:
     """Return the three curves, and under them test images that one network alone has right.
 
@@ -82,8 +71,10 @@ def draw(results: Mapping[str, dict], predictions: Mapping, data: Data) -> Figur
     axis = curves.subplots()
     for norm, result in results.items():
         accuracy, name = result["history"]["test_acc"], result["recipe"]["name"]
-        label = f"{utils.LABELS[norm]}: {accuracy[-1]:.2f} %"
-        axis.plot(range(1, len(accuracy) + 1), accuracy, label=label, **utils.STYLES[norm])
+        minutes, train = sum(result["history"]["seconds"]) / 60, result["clean_train_acc"]
+        ends = f"{accuracy[-1]:.2f} % (train {train:.2f} %, {minutes:.1f} min)"
+        style = {"label": f"{utils.LABELS[norm]}: {ends}"} | utils.STYLES[norm]
+        axis.plot(range(1, len(accuracy) + 1), accuracy, **style)
     title = f"{len(accuracy)} epochs of {name}, seed {result['seed']}"
     axis.set(title=title, xlabel="epoch", ylabel="accuracy on the test images (%)")
     axis.xaxis.get_major_locator().set_params(integer=True)
@@ -124,10 +115,9 @@ def main() -> None:
     data = records.get_data(utils.get_recipe(options.recipe))
     results, predictions = predict(paths, data.test)
     data = data.to(torch.device("cpu"))
-    print(f"The runs in {paths['bn'].parent.relative_to(ROOT).as_posix()}/:")
-    print(make_table(results, predictions, data.test.tensors[1]))
     draw(results, predictions, data).savefig(options.output, dpi=110)
-    print(f"Written: {options.output}")
+    found = paths["bn"].parent.relative_to(ROOT).as_posix()
+    print(f"Written: {options.output}, of the runs in {found}/")
 
 
 if __name__ == "__main__":

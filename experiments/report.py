@@ -321,10 +321,9 @@ def numbers(frame: pd.DataFrame) -> dict[str, str]:
     for arm, part in scales.groupby("arm"):
         factors = np.log(part.loc["C1", "median"].values / part.loc["C10", "median"].values)
         known[f"scales.{arm}"] = f"{float(f'{np.exp(factors.mean()):.3g}'):,g}"
-    for arm, part in (
-        get_shift(frame).groupby(["arm", "seed"])["change C10"].median().groupby("arm")
-    ):
-        known[f"shift.{arm}"] = f"{part.mean():.2f}"
+    shift = get_shift(frame).groupby(["arm", "seed"])["change C10"].median()
+    for arm, change in shift.groupby("arm").mean().items():
+        known[f"shift.{arm}"] = f"{change:.2f}"
     return known
 
 

@@ -28,10 +28,7 @@ def format_mean(values: Iterable[float], places: tuple[str, str] = (".2f", ".2f"
 
 
 def welch(ones: Sequence[float], others: Sequence[float]) -> tuple[float, float, float, float]:
-    """Return the difference of two means, its 95 % interval, and p, by Welch's t (1947).
-
-    The last three are nan for fewer than two values of either, and all four for none.
-    """
+    """Return the difference of two means, its 95 % interval, and p, by Welch's t (1947), or nan."""
     if not (len(ones) and len(others)):
         return (math.nan,) * 4
     difference = sum(ones) / len(ones) - sum(others) / len(others)
@@ -91,10 +88,8 @@ def format_differences(table: pd.DataFrame, rows: Sequence[str], columns: str = 
         return mean if math.isnan(row.low) else f"{mean} ({row.low:+.2f} to {row.high:+.2f})"
 
     cells = table.assign(cell=[write(row) for row in table.itertuples()])
-    cells = cells.groupby(list(rows), sort=False).cell.agg(list)
-    return make_markdown(
-        pd.DataFrame(cells.tolist(), cells.index, [*dict.fromkeys(table[columns])])
-    )
+    cells, titles = cells.groupby(list(rows), sort=False).cell.agg(list), table[columns].unique()
+    return make_markdown(pd.DataFrame(cells.tolist(), cells.index, titles))
 
 
 def make_markdown(frame: pd.DataFrame) -> str:
