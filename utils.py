@@ -529,7 +529,7 @@ def post_accuracyplots(history: Mapping[str, Sequence[float]], title: str, norm:
     color = STYLES.get(norm, STYLES["none"])["color"]  # it may be a norm of the user's own
     for key, label in (("loss", "mean negative log likelihood"), ("acc", "accuracy (%)")):
         train, test = history[f"clean_train_{key}"], history[f"test_{key}"]
-        axes[key].plot(epochs, train, "--", color="black", linewidth=1.5, label="train")
+        axes[key].plot(epochs, train, "--", color="black", linewidth=1.5, label="clean train")
         axes[key].plot(epochs, test, "-", color=color, linewidth=2, label="test")
         axes[key].set_ylabel(label)
         axes[key].legend()
@@ -569,25 +569,25 @@ def post_confusion(prediction, labels, classes: Sequence[str], title: str) -> Fi
     """Return a Figure of the confusion matrix, true class by predicted class, and each accuracy.
 
     `prediction` is log-probabilities (N, 10) of images whose labels are `labels` (N,). A cell is a
-    number of images; a bar is the share of a class's images that are right.
+    number of images, coloured where they are wrong.
     """
     size = prediction.shape[1]
     pairs = (labels * size + prediction.argmax(dim=1)).cpu()
     counts = torch.bincount(pairs, minlength=size**2).view(size, size)
     classes = [*classes, *range(len(classes), size)]  # outputs that are no class of the data
-    shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    errors = counts - counts.diag().diag()
     figure = Figure(figsize=(10, 5), layout="constrained")
     figure.suptitle(title)
     matrix, bars = figure.subplots(1, 2, width_ratios=[2, 1], sharey=True)
-    matrix.imshow(shares.numpy(), cmap="Purples", vmin=0, vmax=1, aspect="auto")
+    matrix.imshow(errors.numpy(), cmap="Purples", aspect="auto")
     for row, column in counts.nonzero().tolist():
-        color = "white" if shares[row, column] > 0.5 else "black"
+        color = "white" if errors[row, column] > errors.max() / 2 else "black"
         text = str(counts[row, column].item())
         matrix.text(column, row, text, ha="center", va="center", color=color, fontsize=9)
     matrix.set(xlabel="predicted class", ylabel="true class")
     matrix.set_yticks(range(size), classes)
     matrix.set_xticks(range(size), classes, rotation=45, ha="right")
-    accuracies = (100 * shares.diagonal()).tolist()
+    accuracies = (100 * counts.diag() / counts.sum(dim=1).clamp(min=1)).tolist()
     drawn = bars.barh(range(size), accuracies, color=matrix.images[0].cmap(0.6))
     bars.bar_label(drawn, fmt="%.1f", padding=2, fontsize=9)
     bars.set(xlabel="accuracy of the class (%)", xlim=(0, 112), xticks=range(0, 101, 25))
@@ -611,10 +611,10 @@ def post_lines(lines: Mapping, title: str, xlabel: str, ylabel: str, log=False) 
 def post_cubes(groups: int = 4) -> Figure:
     """Return a Figure of the activations that share a mean and a deviation, with each norm.
 
-    A cube is the output of a layer with 8 channels for a batch of 6 images; each little one is an
-    activation. The dark ones are one set.
+    A cube is the output of a layer with 8 channels for a batch of 4 images; each little one is an
+    activation. The orange ones are one set.
     """
-    image, channel, _ = torch.meshgrid(*map(torch.arange, (6, 8, 4)), indexing="ij")
+    image, channel, _ = torch.meshgrid(*map(torch.arange, (4, 8, 3)), indexing="ij")
     front = image == 0
     sets = {
         "Batch: one channel,\nall images": channel == 7,
@@ -622,7 +622,7 @@ def post_cubes(groups: int = 4) -> Figure:
         & (channel >= 8 - 8 // groups),
         "Layer: one image,\nall channels": front,
     }
-    figure = Figure(figsize=(12, 4))
+    figure = Figure(figsize=(12, 3.6))
     for place, (name, shaded) in enumerate(sets.items(), 1):
         axis = figure.add_subplot(1, 3, place, projection="3d")
         solid = shaded.transpose(0, 1).numpy()
@@ -632,9 +632,9 @@ def post_cubes(groups: int = 4) -> Figure:
         axis.set_title(name, fontsize=15, y=1.0)
         for side, label in (("x", "channels"), ("y", "images"), ("z", "positions")):
             getattr(axis, f"{side}axis").set_label_text(label, fontsize=13)
-            getattr(axis, f"{side}axis").labelpad = -10
+            getattr(axis, f"{side}axis").labelpad = -12
             getattr(axis, f"{side}axis").set_pane_color((0, 0, 0, 0))
-        axis.set_box_aspect((8, 6, 4), zoom=1.15)
+        axis.set_box_aspect((8, 4, 3), zoom=1.0)
         axis.view_init(elev=24, azim=-58)
-    figure.subplots_adjust(left=0.0, right=0.95, bottom=0.02, top=0.86, wspace=0.05)
+    figure.subplots_adjust(left=0.0, right=0.96, bottom=0.0, top=0.9, wspace=0.12)
     return figure

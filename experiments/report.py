@@ -327,7 +327,7 @@ def numbers(frame: pd.DataFrame) -> dict[str, str]:
     return known
 
 
-MARKED = re.compile(r"([-+]?[\d.,]*)<!--= (\S+) -->")  # a number, and behind it its name
+MARKED = re.compile(r"([-+]?[\d.,]*)<!--= (.+?) -->")  # a number, and behind it its name
 
 
 def find_stale(text: str, known: Mapping[str, str]) -> list[str]:

@@ -46,7 +46,7 @@ def test_a_cell_is_short_and_a_sentence_stands_before_it(norm):
     for before, cell in zip(cells, cells[1:], strict=False):
         if cell.cell_type == "code":
             assert before.cell_type == "markdown"
-            assert 1 <= len(list(filter(str.strip, cell.source.splitlines()))) <= 10
+            assert 1 <= len(cell.source.splitlines()) <= 10
     assert not re.search(r"^\s*(def|class) ", "\n".join(get_code(norm)), re.MULTILINE)
 
 
@@ -149,7 +149,7 @@ def test_what_is_missing_beside_the_notebook_is_named(gone, tmp_path):
 
 @notebooks
 def test_the_modules_that_are_asked_for_are_all_that_the_notebook_imports(norm):
-    asked = re.search(r'names = \(("models.*?)\)', "\n".join(get_code(norm)))[1]
+    asked = re.search(r'in \(("models.*?)\)', "\n".join(get_code(norm)))[1]
     assert sorted(f"{name}.py" for name in re.findall(r'"(\w+)"', asked)) == sorted(MODULES)
     for name in MODULES:
         code = (ROOT / name).read_text(encoding="utf-8")

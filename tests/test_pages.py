@@ -67,7 +67,8 @@ def test_the_commands_are_there_and_ci_runs_the_one_for_the_tests():
     assert run.startswith(said), "a copy: the committed run stays"
     assert ROOT / run.split()[-1] in NOTEBOOKS.values()
     assert test == ".venv/bin/pytest"
-    lines = COMMANDS[0].split("\n")  # the same in three lines, with a short recipe
+    clone, *lines = COMMANDS[0].split("\n")  # the same in three lines, with a short recipe
+    assert clone.startswith("git clone ")
     assert " && ".join(lines) == f"{setup}RECIPE=quick {run}".replace("my-run", "my-quick")
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "grep -m 1 'bin/pytest$' README.md" in ci

@@ -402,7 +402,7 @@ def test_the_curves_are_the_history_with_labels_and_units():
     assert drawn == {
         (key, part): ([1, 2], history[f"{column}_{key}"])
         for key in ("loss", "acc")
-        for part, column in (("train", "clean_train"), ("test", "test"))
+        for part, column in (("clean train", "clean_train"), ("test", "test"))
     }
     assert "likelihood" in axes["loss"].get_ylabel()
     assert "%" in axes["acc"].get_ylabel()
@@ -461,7 +461,7 @@ def test_a_cube_shows_what_is_normalized_together(monkeypatch):
     drawn = []
     monkeypatch.setattr(Axes3D, "voxels", lambda _, filled, **style: drawn.append(filled))
     utils.post_cubes(groups=4)
-    x = 3 + torch.randn(6, 8, 4, 1)
+    x = 3 + torch.randn(4, 8, 3, 1)
     for norm, rest, filled in zip(("bn", "gn", "ln"), drawn[::2], drawn[1::2], strict=True):
         together = get_norm(norm, 8, groups=4)(x)[..., 0].transpose(0, 1)[torch.from_numpy(filled)]
         assert together.mean().item() == pytest.approx(0, abs=1e-4)
