@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 import tempfile
 from pathlib import Path
 from unittest import mock
@@ -15,9 +14,6 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent
-# pyproject.toml does this, too, but is not read where pytest was started in a folder above.
-sys.path[:0] = [str(ROOT / folder) for folder in (".", "tests")]
-
 from cifar10 import get_root  # noqa: E402
 
 torch.set_num_threads(1)

@@ -214,10 +214,7 @@ def describe(run: Run, data: Any, device: torch.device) -> dict[str, Any]:
 
 
 def describe_parts(model, train_loader, test_loader, optimizer, scheduler, criterion) -> dict:
-    """Return what trains, as JSON has it: it need not be what the recipe says.
-
-    The learning rate of the moment and all other state is left out.
-    """
+    """Return what trains, without its state, as JSON: it need not be what the recipe says."""
     groups = [
         {"size": len(group["params"])} | {k: v for k, v in group.items() if k not in _MOVING}
         for group in optimizer.param_groups
@@ -308,10 +305,7 @@ ADVICE = "Try a lower learning rate or a longer warm-up."
 
 
 def check_finite(**kept: Any) -> None:
-    """Raise FloatingPointError that names the first of `kept` that holds a nan or an infinity.
-
-    Each is a number, a tensor, or any nest of them in mappings and sequences.
-    """
+    """Raise FloatingPointError that names the first of `kept` with a nan or an infinity in it."""
     for name, nest in kept.items():
         numbers = [leaf for leaf in tree_leaves(nest) if isinstance(leaf, float | torch.Tensor)]
         if not all(torch.as_tensor(number).isfinite().all() for number in numbers):

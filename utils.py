@@ -129,10 +129,7 @@ class RandomAffine:
 
 @dataclass
 class Normalize:
-    """Map uint8 images to float32: scaled to [0, 1], less the mean, by a channel's deviation.
-
-    Mean and deviation are kept on the device: to copy them for every batch would wait for it.
-    """
+    """Map uint8 images to float32: scaled to [0, 1], less the mean, by a channel's deviation."""
 
     mean: Sequence[float]
     std: Sequence[float]
@@ -141,7 +138,7 @@ class Normalize:
         self.constants = torch.tensor([self.mean, self.std]).view(2, -1, 1, 1)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        self.constants = self.constants.to(images.device)
+        self.constants = self.constants.to(images.device)  # kept there: to copy waits for it
         mean, std = self.constants
         return v2_functional.to_dtype(images, torch.float32, scale=True).sub_(mean).div_(std)
 
@@ -164,10 +161,7 @@ def get_test_transforms() -> v2.Compose:
 
 
 class Loader:
-    """Batches of (images, labels): one indexing and one transform a batch, no worker, no copy.
-
-    The images are float32 (B, 3, H, W), the labels int64 (B,), both on the data's device.
-    """
+    """Batches of images, float32 (B, 3, H, W), and labels, int64 (B,), on the data's device."""
 
     def __init__(self, dataset: TensorDataset, transforms, batch_size: int, shuffle=False):
         self.dataset, self.transforms = dataset, transforms
@@ -444,9 +438,8 @@ def save_result(
     """Write the run's JSON and its weights to `folder`, and return a sentence that says so.
 
     `parts` are those that `fit` trained. `clean_train_acc` is the accuracy (%) on all training
-    images in evaluation mode, `prediction` the log-probabilities (N, 10) of the test set, both
-    final. Nothing is written for stand-in data, and for parts or epochs that are not the recipe's.
-    Both files appear whole or not at all. A finished run's checkpoint is removed.
+    images in evaluation mode, `prediction` the log-probabilities (N, 10) of the test set. Nothing
+    is written for stand-in data, and for parts or epochs that are not the recipe's.
     """
     path = run.get_path(folder, ".json")
     if data.stand_in:

@@ -31,7 +31,7 @@ from models import Session8Net
 from runs import get_environment
 
 SIZE = 50_000  # images, as many as CIFAR-10 has for training
-MUON, SGD, QUICK, REFERENCE = map(utils.get_recipe, ("muon", "onecycle", "quick", "reference"))
+MUON, QUICK, REFERENCE = map(utils.get_recipe, ("muon", "quick", "reference"))
 EPOCH, TEST_EPOCH = (-(-size // MUON.batch_size) for size in (SIZE, 10_000))  # steps
 STEPS = 20  # of a measurement
 WARMUP = 5  # steps before each; they also use up what workers have prepared
@@ -76,7 +76,7 @@ def make_textbook(norm: str, workers: int) -> Loop:
     return run
 
 
-def make_ours(norm: str, what: str = "train", recipe=MUON, precision="", size=None) -> Loop:
+def make_ours(norm: str, what: str = "train", precision="", size=None) -> Loop:
     """Return the notebooks' own `train` or `test` on so many batches of random images, or "floor".
 
     That is forward, backward and step on one batch: no data, no count, no schedule. `size` is that
@@ -86,13 +86,13 @@ def make_ours(norm: str, what: str = "train", recipe=MUON, precision="", size=No
     images = torch.randint(0, 256, (SIZE, 3, 32, 32), dtype=torch.uint8)
     dataset = TensorDataset(images, torch.arange(SIZE) % 10)
     data = Data((), dataset, dataset).to(utils.get_device())
-    run = utils.Run(replace(recipe, epochs=1000), norm, 1, precision)  # not to come to its end
+    run = utils.Run(replace(MUON, epochs=1000), norm, 1, precision)  # not to come to its end
     model, loader, test_loader, *rest = utils.assemble(run, data)
     optimizer, _, criterion = rest
     images, labels = next(iter(loader))
 
     def take(loader: utils.Loader, steps: int) -> utils.Loader:
-        loader.dataset = TensorDataset(*data.train[: steps * recipe.batch_size])
+        loader.dataset = TensorDataset(*data.train[: steps * MUON.batch_size])
         return loader
 
     def train(steps: int) -> None:
@@ -117,7 +117,6 @@ SMALL = QUICK.small_size
 KINDS: dict[str, Callable[[str], Loop]] = {
     "textbook, 0 workers": partial(make_textbook, workers=0),
     "textbook, 2 workers": partial(make_textbook, workers=2),
-    "ours, SGD": partial(make_ours, recipe=SGD),
     "floor": partial(make_ours, what="floor"),
     "ours": make_ours,
     "ours, small images": partial(make_ours, size=SMALL),
@@ -159,15 +158,6 @@ def measure_norm(norm: str, repeats: int) -> dict[str, list[float]]:
     return times
 
 
-def make_row(norm: str, kind: str, times: Sequence[float]) -> str:
-    """Return a row of the table of times (ms a step)."""
-    step, steps = statistics.median(times), TEST_EPOCH if "evaluation" in kind else EPOCH
-    return (
-        f"| {norm} | {kind} | {step:.1f} ({min(times):.1f} to {max(times):.1f}) "
-        f"| {MUON.batch_size / step * 1000:,.0f} | {step * steps / 1000:.1f} |"
-    )
-
-
 def make_minutes(norm: str, step: dict[str, float]) -> str:
     """Return the row of one norm in the table of minutes to a final accuracy.
 
@@ -207,14 +197,14 @@ def main() -> None:
     repeats, precision = parse().repeats, records.get_precision()
     environment = get_environment(utils.get_device(), precision)
     print(", ".join(f"{key} {value}" for key, value in environment.items()))
-    print("\n| norm | loop | ms a step: median (range) | images/s | s an epoch |")
-    print("| --- | --- | ---: | ---: | ---: |", flush=True)
+    print("\n| norm | loop | ms a step: median (range) |\n| --- | --- | ---: |", flush=True)
     medians = {}
     for norm in records.COMPARED:
         times = measure_norm(norm, repeats)
-        for kind in KINDS:
-            print(make_row(norm, kind, times[kind]), flush=True)
         step = {kind: statistics.median(times[kind]) for kind in KINDS}
+        for kind, ms in step.items():
+            low, high = min(times[kind]), max(times[kind])
+            print(f"| {norm} | {kind} | {ms:.1f} ({low:.1f} to {high:.1f}) |", flush=True)
         textbook = min(step["textbook, 0 workers"], step["textbook, 2 workers"])
         medians[norm] = step | {"textbook": textbook}
     quick = " | ".join(f"`quick`, {p} (min) | ratio | accuracy (%)" for p in (precision, "float32"))

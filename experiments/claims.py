@@ -97,10 +97,7 @@ def get_deviations(model: nn.Module, images: torch.Tensor) -> dict[str, list[flo
 
 
 def measure_shift(run: utils.Run, data: Data) -> dict:
-    """Train; return, for every SHIFT_EVERY-th step, its shift and the loss along its gradient.
-
-    A number that is not finite there is None: far along the gradient the loss may overflow.
-    """
+    """Train; return, for every SHIFT_EVERY-th step, its shift and the loss along its gradient."""
     model, loader, test_loader, optimizer, scheduler, criterion = utils.assemble(run, data)
     utils.set_seed(run.seed)
     watched = {layer: f"layers.{layer}.conv.weight" for layer in WATCHED}
@@ -114,6 +111,7 @@ def measure_shift(run: utils.Run, data: Data) -> dict:
                 weights = dict(model.named_parameters())
                 shift = get_shift(get, weights, rate, watched)
                 row = {"step": step, "shift": shift, **get_line(get, weights, rate)}
+                # None for what is not finite: far along the gradient the loss may overflow.
                 rows.append(json.loads(json.dumps(row), parse_constant=lambda _: None))
             loss = criterion(model(images), labels)
             check_finite(**{f"loss in step {step + 1}, at rate {rate:g},": loss})
@@ -200,34 +198,24 @@ class Claim:
     seeds: Sequence[int] = (1, 2, 3)
 
 
-# Searches for a recipe: what each started from, and trials, named for what they change in it. The
-# lab book has the rules. (The code of `small-cut` and `small-smoothing` is in commit 772d48b.)
+# Searches for a recipe: what each started from. A trial is named for its changes, for instance
+# muon-lr-0.02-batch-64. (The code of `small-cut` and `small-smoothing` is in commit 772d48b.)
 STARTS = {"start": replace(SGD, lr=0.1), "muon": MUON, "quick": replace(MUON, epochs=4)}
 STARTS["small"] = replace(MUON, epochs=4, lr=0.05, small_epochs=3)
-NAMES = """
-    start lr-0.2 lr-0.05 lr-0.025 lr-0.025-batch-64 lr-0.05-decay-0.001 lr-0.05-decay-0.0002
-    lr-0.05-warmup-0.1 lr-0.05-warmup-0.4 lr-0.05-crop-1 lr-0.05-crop-3
-    lr-0.05-rotation-3-resize-0.05
-    muon muon-decay-0.1 muon-lr-0.02 muon-lr-0.05 muon-affine-lr-0.2 muon-lr-0.02-batch-64
-    muon-crop-3 muon-momentum-0.9 muon-crop-1 muon-lr-0.05-batch-256
-    quick quick-lr-0.05 quick-crop-1 quick-decay-0 quick-warmup-0.2 quick-batch-64
-    small small-size-20 small-epochs-3-first-2 small-first-2 small-first-2-size-20
-    small-epochs-5-first-4-size-20 small-lr-0.1 small-affine-lr-0.1 small-lr-0.07-batch-256
-"""
 FIELDS = {"decay": "weight_decay", "batch": "batch_size", "affine-lr": "affine_lr"}
 FIELDS |= {"size": "small_size", "first": "small_epochs"}
 
 
-def make_trial(name: str) -> utils.Recipe:
-    """Return the start of the trial's search with the changes that its name lists."""
-    recipe = replace(STARTS.get(name.split("-")[0], STARTS["start"]), name=name)
-    for short, value in re.findall(r"(affine-lr|[a-z]+)-([\d.]+)", name):
-        key = FIELDS.get(short, short)
-        recipe = replace(recipe, **{key: type(getattr(recipe, key))(value)})
-    return recipe
+class Trials(dict):
+    """The recipe of each trial, by its name: its search's start with the changes that it lists."""
 
+    def __missing__(self, name: str) -> utils.Recipe:
+        recipe = replace(STARTS.get(name.split("-")[0], STARTS["start"]), name=name)
+        for short, value in re.findall(r"(affine-lr|[a-z]+)-([\d.]+)", name):
+            key = FIELDS.get(short, short)
+            recipe = replace(recipe, **{key: type(getattr(recipe, key))(value)})
+        return recipe
 
-TRIALS = {name: make_trial(name) for name in NAMES.split()}
 
 OPTIMIZERS = {f"sgd-{lr:g}": replace(SGD, lr=lr) for lr in (0.01, 0.03, 0.1, 0.3)}
 OPTIMIZERS |= {f"muon-{lr:g}": replace(MUON, lr=lr) for lr in (0.01, 0.02, 0.03, 0.05)}
@@ -252,7 +240,7 @@ CLAIMS = {
     "batches": Claim(measure_averages, COMPARED, vary("batches", SIZES, epochs=5), RECOMPUTED),
     "scales": Claim(measure_scales, ARMS, vary("scales", {"0.05": SGD}, epochs=4), SCALES),
     "shift": Claim(measure_shift, ARMS, vary("shift", AT_0_1), SHIFT),
-    "tuning": Claim(measure_history, COMPARED, TRIALS, HELD, TUNING, (1,)),
+    "tuning": Claim(measure_history, COMPARED, Trials(), HELD, TUNING, (1,)),
 }
 
 
@@ -299,7 +287,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     for name, claim in CLAIMS.items():
         options = claims.add_parser(name)
         for option, known in (("--arms", claim.arms), ("--values", claim.recipes)):
-            options.add_argument(option, nargs="+", choices=known, default=list(known))
+            options.add_argument(option, nargs="+", choices=known or None, default=list(known))
         options.add_argument("--one", action="store_true", help="make one run, in this process")
         add_options(options, claim.seeds)
     options = parser.parse_args(arguments)

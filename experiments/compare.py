@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from torch.utils.data import TensorDataset
 
 import utils
 from cifar10 import Data
@@ -40,17 +39,6 @@ def find_runs(recipe: str, seed: int, folders: Sequence[Path]) -> dict[str, Path
     )
 
 
-def predict(paths: Mapping[str, Path], test: TensorDataset) -> tuple[dict, dict]:
-    """Return each network's result, and its log-probabilities (N, 10) of the images, on the CPU."""
-    loader = utils.Loader(test, utils.get_test_transforms(), 128)
-    results = {norm: load_result(path) for norm, path in paths.items()}
-    predictions = {
-        norm: utils.predict(load_model(path, test), loader, path.parent.name)[0].cpu()
-        for norm, path in paths.items()
-    }
-    return results, predictions
-
-
 def find_alone(predictions: Mapping, labels: torch.Tensor, norm: str) -> torch.Tensor:
     """Return the images (indices) that `norm` alone has right, those it is most sure of first."""
     right = {name: p.argmax(dim=1) == labels for name, p in predictions.items()}
@@ -61,10 +49,7 @@ def find_alone(predictions: Mapping, labels: torch.Tensor, norm: str) -> torch.T
 
 
 def draw(results: Mapping[str, dict], predictions: Mapping, data: Data) -> Figure:
-    """Return the three curves, and under them test images that one network alone has right.
-
-    A caption has the true class, and what each network took the image for, with its probability.
-    """
+    """Return the three curves, and under them test images that one network alone has right."""
     (images, labels), classes = data.test.tensors, data.classes
     figure = Figure(figsize=(12, 14), layout="constrained")
     curves, *rows = figure.subfigures(1 + len(results), 1, height_ratios=[4] + [3.3] * len(results))
@@ -113,7 +98,11 @@ def main() -> None:
         folders.append(ROOT / "results" / "float32")  # the committed ones, on any machine
     paths = find_runs(options.recipe, options.seed, folders)
     data = records.get_data(utils.get_recipe(options.recipe))
-    results, predictions = predict(paths, data.test)
+    loader = utils.Loader(data.test, utils.get_test_transforms(), 128)
+    results, predictions = {norm: load_result(path) for norm, path in paths.items()}, {}
+    for norm, path in paths.items():
+        model = load_model(path, data.test)
+        predictions[norm] = utils.predict(model, loader, path.parent.name)[0].cpu()
     data = data.to(torch.device("cpu"))
     draw(results, predictions, data).savefig(options.output, dpi=110)
     found = paths["bn"].parent.relative_to(ROOT).as_posix()

@@ -66,10 +66,7 @@ def run_job(name: str, job: Sequence[str], environment: Mapping[str, str]) -> st
 
 
 def run_all(jobs: Mapping[str, Sequence[str]], processes: int, threads: int) -> None:
-    """Run the jobs, each a module and its arguments, `processes` at a time and on one GPU each.
-
-    One that fails stops no other; at the end, SystemExit says how many did.
-    """
+    """Run the jobs, each a module and its arguments, `processes` at a time and on one GPU each."""
     all_gpus = ",".join(map(str, range(torch.cuda.device_count())))
     gpus = itertools.cycle(os.environ.get("CUDA_VISIBLE_DEVICES", all_gpus).split(","))
     mine = threading.local()

@@ -16,14 +16,13 @@ from itertools import combinations, pairwise, permutations, product
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 
 import utils
-from experiments import compare, stats
+from experiments import stats
 from experiments.claims import ARMS, WATCHED
 from experiments.results import COMPARED, COMPARED_RECIPES, ROOT, get_data, load_frame
-from experiments.stats import differences, format_differences, format_mean, make_markdown
+from experiments.stats import format_comparisons, format_mean, make_markdown
 from runs import write_whole
 
 PAGES = ROOT / "README.md", ROOT / "experiments" / "README.md"
@@ -134,7 +133,7 @@ def interpolate(losses: Sequence[float], values: Sequence[float], level: float) 
     """Return the value where `losses` first is at or below `level`, linear between two, or nan."""
     if losses[0] <= level:
         return values[0]
-    for (before, first), (loss, value) in pairwise(zip(losses, values, strict=True)):
+    for (before, first), (loss, value) in pairwise(zip(losses, values, strict=False)):
         if loss <= level:
             return value + (first - value) * (level - loss) / (before - loss)
     return math.nan
@@ -177,7 +176,6 @@ def make_results(runs: pd.DataFrame) -> str:
     """Return the front page's table of final test accuracies."""
     table = tabulate(runs, "recipe", format_runs).reindex([*COMPARED, *WITHOUT])
     table = table.reindex(columns=list(COLUMNS)).rename(columns=COLUMNS)
-    table = table.rename(lambda arm: f"{LABELS[arm]} (`{arm}`)")
     return make_markdown(table.rename_axis("normalization"))
 
 
@@ -191,9 +189,7 @@ def make_spreads(norms: pd.DataFrame) -> str:
 
 
 def make_tuning(trials: pd.DataFrame) -> str:
-    """Return accuracy on held-out images by trial and norm over the seeds that all norms have."""
-    whole = trials.groupby(["recipe", "seed"]).arm.transform("size") == len(COMPARED)
-    trials = trials[whole | ~whole.groupby(trials.recipe).transform("any")]
+    """Return accuracy on held-out images by trial and norm."""
     groups = trials.assign(trial="`" + trials.recipe + "`").groupby(["trial", "arm"])
     table = groups.validation.mean().unstack().reindex(columns=list(COMPARED))
     table.insert(0, "seeds", groups.size().groupby("trial").max())
@@ -201,16 +197,17 @@ def make_tuning(trials: pd.DataFrame) -> str:
     return make_markdown(table.sort_values("mean", ascending=False, kind="stable"))
 
 
-def make_speed(groups: Mapping[str, pd.DataFrame], goals: Sequence[float]) -> str:
-    """Return the epochs to each goal (%): mean and 95 % interval, or how many runs get there."""
+def make_speed(runs: pd.DataFrame) -> str:
+    """Return the epochs to 70 % by arm and recipe, or how many of the runs that ended get there."""
 
-    def count(runs: pd.DataFrame, goal: float) -> str:
-        epochs = [find_crossing(history.get("test_acc", []), goal) for history in runs.history]
-        there = sum(not math.isnan(epoch) for epoch in epochs)
+    def count(epochs: pd.Series) -> str:
+        there = epochs.notna().sum()
         return format_mean(epochs) if there == len(epochs) else f"{there} of {len(epochs)} runs"
 
-    cells = {k: {f"to {goal} %": count(runs, goal) for goal in goals} for k, runs in groups.items()}
-    return make_rows(cells)
+    fits = measure_fits(runs.dropna(subset="test")).groupby(["arm", "recipe"]).epochs
+    recipes = [recipe for recipe in COMPARED_RECIPES if recipe in set(runs.recipe)]
+    table = fits.agg(count).unstack().reindex(get_arms(runs))[recipes]
+    return quote(table.fillna("–"), "epochs to 70 %")
 
 
 def make_scales(scales: pd.DataFrame) -> str:
@@ -232,59 +229,131 @@ def make_shift(medians: pd.DataFrame) -> str:
     return make_markdown(cells.rename(columns="`{}`".format))
 
 
-def make_differences(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return what is compared, each by the name of its table's marker."""
-    runs, title = get_runs(frame), "float32 - bfloat16"
-    runs = pd.concat(take(runs, recipe=r).assign(recipe=f"`{r}`") for r in COMPARED_RECIPES)
-    norms, muon = runs[runs.arm.isin(COMPARED)], take(runs, recipe="`muon`")
-    based = runs[runs.recipe.isin([f"`{recipe}`" for recipe in BASES.values()])]
-    sizes = get_batches(frame).sort_values("value", kind="stable").fillna({"test": CHANCE})
-    sizes = sizes[sizes.value < 16]
-    sizes = sizes.assign(**{"images a batch": sizes.value.map("{:g}".format)})
-    onecycle = take(frame, claim="", recipe="onecycle").rename(columns={"arm": title})
-    test, gap = {"test": "test"}, {"clean_gap": "train as it is minus test"}
-    costs, bn_and = [*product(COMPARED, WITHOUT), ("he", "none")], PAIRS[:2]
-    precisions = [("float32", "bfloat16")]
-    medians = get_medians(get_shift(frame))
+def gather(frame: pd.DataFrame, row: str, column: str = "test") -> pd.Series:
+    """Return the values of a column as lists, by those of `row` and by arm."""
+    return frame.dropna(subset=column).groupby([row, "arm"], sort=False)[column].agg(list)
+
+
+def pair_up(samples: pd.Series, pairs: Sequence[tuple[str, str]]) -> dict:
+    """Return the comparisons of two arms in each row of what `gather` returns."""
     return {
-        "differences": pd.concat(
-            differences(take(norms, recipe=f"`{r}`"), ["recipe"], "arm", PAIRS, test)
-            for r in COMPARED_RECIPES
-        ),
-        "gap-differences": differences(muon, ["recipe"], "arm", PAIRS, gap),
-        "precisions": differences(onecycle, [title], "precision", precisions, test),
-        "costs": differences(based, ["recipe"], "arm", costs, test),
-        "batch-differences": differences(
-            sizes, ["images a batch"], "arm", bn_and, test, lambda row: row[1] == "2"
-        ),
-        "shift-differences": differences(medians, [STEPS], "arm", bn_and, {"value": STEPS}),
+        (row, f"{one} - {other}"): ([samples[row, one], samples[row, other]], (1, -1))
+        for row, (one, other) in product(dict.fromkeys(row for row, _ in samples.index), pairs)
+        if {(row, one), (row, other)} <= {*samples.index}
     }
 
 
-def make_tables(frame: pd.DataFrame) -> dict[str, str]:
-    """Return all tables by the names of their markers."""
+def measure_fits(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs with `epochs` to 70 %, and `at loss`: test accuracy at equal training loss.
+
+    That is the highest with which a norm of the recipe ends, in evaluation mode.
+    """
+    losses = runs.history.map(lambda history: history.get("clean_train_loss", [math.nan]))
+    levels = losses.str[-1][runs.arm.isin(COMPARED)].groupby(runs.recipe).max()
+    tests = runs.history.map(lambda history: history.get("test_acc", [math.nan]))
+    found = map(interpolate, losses, tests, runs.recipe.map(levels))
+    return runs.assign(**{"epochs": [find_crossing(t, 70) for t in tests], "at loss": [*found]})
+
+
+def ask_best(frame: pd.DataFrame, tests: pd.Series) -> dict[str, dict]:
+    """Return the families of comparisons that tell which norm is best."""
+    recipes = tests.index.get_level_values(0)
+    families = {recipe: pair_up(tests[recipes == recipe], PAIRS) for recipe in COMPARED_RECIPES}
+    onecycle = take(frame, claim="", recipe="onecycle").groupby(["arm", "precision"]).test.agg(list)
+    both, lead = "onecycle, both precisions", "reference minus muon"
+    families[both], families[lead] = {}, {}
+    for one, other in PAIRS:
+        weights = [((arm == one) - (arm == other)) / 2 for arm, _ in onecycle.index]
+        families[both][both, f"{one} - {other}"] = (onecycle.tolist(), weights, True)
+    for one, other in PAIRS[:2]:
+        four = [tests.get((r, a), []) for r in ("reference", "muon") for a in (one, other)]
+        families[lead][lead, f"{one} - {other}"] = (four, (1, -1, -1, 1))
+    return families
+
+
+def ask(frame: pd.DataFrame) -> dict[str, dict]:
+    """Return the comparisons that were declared, by table and family: see stats.compare."""
+    runs, bn_and = measure_fits(get_runs(frame)), PAIRS[:2]
+    tests, epochs = (
+        gather(runs, "recipe"),
+        gather(take(runs, recipe="onecycle"), "recipe", "epochs"),
+    )
+    weights, three = (1 / 3, 1 / 3, 1 / 3, -1), [tests.get(("muon", arm), []) for arm in COMPARED]
+    costs = {
+        ("muon", f"mean of the norms - {arm}"): ([*three, tests.get(("muon", arm), [])], weights)
+        for arm in WITHOUT
+    }
+    gaps = {}
+    for column, title in (("clean_gap", "train minus test"), ("at loss", "test at equal loss")):
+        for recipe in COMPARED_RECIPES:
+            named = take(runs, recipe=recipe).assign(row=f"{recipe}: {title}")
+            gaps[recipe, column] = pair_up(gather(named, "row", column), bn_and)
+    sizes = get_batches(frame).sort_values("value").fillna({"test": CHANCE})
+    few = sizes[sizes.value < 16]
+    small = gather(few.assign(value=few.value.map("{:g}".format)), "value")
+    shift = gather(get_medians(get_shift(frame)), STEPS, "value")
+    return {
+        "differences": ask_best(frame, tests),
+        "costs": {"costs": costs},
+        "epochs": {"epochs": pair_up(epochs, [(norm, "he") for norm in COMPARED])},
+        "gaps": gaps,
+        "batch-differences": {"small": pair_up(small, bn_and)},
+        "shift-differences": {"shift": pair_up(shift, bn_and)},
+    }
+
+
+def make_equivalence(runs: pd.DataFrame) -> str:
+    """Return Holm's p, for two margins (points), of a larger difference of two arms with `muon`."""
+    tests = gather(take(runs, recipe="muon"), "arm").droplevel(0)
+    pairs = list(combinations([arm for arm in (*COMPARED, *WITHOUT) if arm in tests.index], 2))
+    table = pd.DataFrame(index=pd.Index([f"{one} - {other}" for one, other in pairs], name="muon"))
+    for margin in (1, 0.5):
+        ps = [stats.equivalent(tests[one], tests[other], margin) for one, other in pairs]
+        table[f"p, within {margin} points"] = [f"{p:.4f}" for p in stats.holm(ps)]
+    return make_markdown(table)
+
+
+def make_images(runs: pd.DataFrame, labels: np.ndarray) -> str:
+    """Return what seeds and what test images add to the error of the differences with `muon`."""
+    muon, rows, right = take(runs, recipe="muon"), {}, {}
+    for arm in COMPARED:
+        digits = [r["test_predictions"].encode() for r in take(muon, arm=arm).result]
+        right[arm] = np.array(
+            [np.frombuffer(text, np.uint8) - ord("0") == labels for text in digits]
+        )
+    for one, other in PAIRS:
+        ways = ((True, True), (True, False), (False, True))
+        both, *alone = (stats.resample(right[one], right[other], *way) for way in ways)
+        low, high = np.percentile(both, (2.5, 97.5))
+        deviations = [f"{differences.std():.2f}" for differences in alone]
+        rows[f"{one} - {other}"] = [f"{low:+.2f} to {high:+.2f}", *deviations]
+    columns = ["95 %, seeds and images", "s.d. by seeds", "by images"]
+    return make_markdown(pd.DataFrame.from_dict(rows, "index", None, columns).rename_axis("muon"))
+
+
+def make_tables(frame: pd.DataFrame, labels: np.ndarray | None = None) -> dict[str, str]:
+    """Return all tables by the names of their markers; `images` needs the test images' labels."""
     runs, rates, trials = get_runs(frame), get_claim(frame, "rates"), take(frame, claim="tuning")
     norms = runs[runs.arm.isin(COMPARED)]
-    keys, ended = product(COMPARED_RECIPES, ARMS), runs.dropna(subset="test")
-    by_arm = {f"`{r}`, `{arm}`": take(ended, recipe=r, arm=arm) for r, arm in keys}
     batches = get_batches(frame).fillna({"test": CHANCE})
+    titles = {"batch-differences": "images a batch", "shift-differences": STEPS}
     tables = {
+        name: format_comparisons(stats.compare(families), titles.get(name, ""))
+        for name, families in ask(frame).items()
+    }
+    if labels is not None:
+        tables["images"] = make_images(runs, labels)
+    return tables | {
         "results": make_results(runs),
         "seeds": make_spreads(norms),
         "tuning": make_tuning(trials[trials.arm.isin(COMPARED)]),
         "rates": quote(tabulate(rates, "value", format_runs), "arm"),
-        "speed": make_speed({k: runs for k, runs in by_arm.items() if len(runs)}, (60, 70, 80)),
+        "speed": make_speed(runs),
         "batches": quote(tabulate(batches, "value", format_mean), "images a batch"),
         "scales": make_scales(get_scales(frame)),
         "shift": make_shift(get_medians(get_shift(frame))),
+        "equivalence": make_equivalence(runs),
     }
-    compared = make_differences(frame)
-    shift = compared.pop("shift-differences")
-    tables["shift-differences"] = format_differences(shift, [STEPS], "difference")
-    for name in ("differences", "costs", "batch-differences"):
-        rows = list(compared[name].columns[:2])  # what is compared, and how
-        tables[name] = format_differences(compared[name], rows)
-    return tables
 
 
 # --- Numbers in sentences ------------------------------------------------------------------------
@@ -312,11 +381,10 @@ def numbers(frame: pd.DataFrame) -> dict[str, str]:
         epochs = np.mean([find_crossing(history["test_acc"], 60) for history in at_best])
         known[f"epochs-60.rates.{arm}"] = f"{epochs:.1f}"
         known[f"rates-gaps.{arm}"] = f"{best.loc['bn'].max() - best.loc[arm].max():.1f}"
-    for arm, gap in take(runs, recipe="muon").groupby("arm").clean_gap.mean().items():
-        known[f"gap.{arm}"] = f"{gap:.1f}"
-    for (recipe, arm), part in runs.dropna(subset="test").groupby(["recipe", "arm"]):
-        epochs = [find_crossing(history["test_acc"], 70) for history in part.history]
-        known[f"epochs-70.{recipe}.{arm}"] = f"{np.mean(epochs):.1f}"
+    for (recipe, arm), part in measure_fits(runs).groupby(["recipe", "arm"]):
+        known[f"epochs-70.{recipe}.{arm}"] = f"{part.epochs.mean():.1f}"
+        if recipe == "muon":
+            known[f"gap.{arm}"] = f"{part.clean_gap.mean():.1f}"
     scales = take(get_scales(frame), moment="before").set_index("layer")
     for arm, part in scales.groupby("arm"):
         factors = np.log(part.loc["C1", "median"].values / part.loc["C10", "median"].values)
@@ -403,28 +471,6 @@ def draw_scales(scales: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw_shift(shift: pd.DataFrame) -> Figure:
-    """Return measures by step: means of the seeds, medians of five. `none` stands still."""
-    figure = Figure(figsize=(9, 6.5), layout="constrained")
-    names = [f"change {layer}" for layer in WATCHED]
-    panels = figure.subplot_mosaic([names, ["range", "range", "smoothness", "smoothness"]])
-    for name, axis in panels.items():
-        for arm in get_arms(shift[shift.arm != "none"]):
-            means = take(shift, arm=arm).groupby("step")[name].mean()
-            line = means.rolling(5, center=True, min_periods=1).median()
-            axis.plot(line.index, line, label=LABELS[arm], **STYLES[arm] | {"marker": ""})
-        axis.set_title(MEASURES[name], fontsize=10)
-        axis.set_xlabel("step")
-        axis.set_ylim(bottom=0, top=1.4 if name in names else None)
-        axis.grid(alpha=0.3)
-    panels[names[0]].set_ylabel("share of the gradient's length")
-    panels["range"].set_ylabel("loss, highest minus lowest")
-    panels["smoothness"].set_ylabel("share of its length, by steps")
-    labels = panels["range"].get_legend_handles_labels()
-    figure.legend(*labels, loc="outside lower center", ncols=len(labels[1]))
-    return figure
-
-
 def draw_figures(frame: pd.DataFrame) -> dict[str, Figure]:
     """Return the figures of many runs, each by its name."""
     runs = get_runs(frame)
@@ -437,15 +483,14 @@ def draw_figures(frame: pd.DataFrame) -> dict[str, Figure]:
         "rates": draw_values(*rates, "center left"),
         "batches": draw_values(get_batches(frame), "images a batch", grown, "lower center"),
         "scales": draw_scales(get_scales(frame)),
-        "shift": draw_shift(get_shift(frame)),
     }
 
 
 def main() -> None:
     what = "Renew the tables, figures and marked numbers of both pages from results/."
     argparse.ArgumentParser(description=what).parse_args()  # --help alone
-    frame, data = load_frame(), get_data(utils.get_recipe("muon"))
-    tables = make_tables(frame)
+    frame, labels = load_frame(), get_data(utils.get_recipe("muon")).test.tensors[1]
+    tables = make_tables(frame, labels.cpu().numpy())
     known, contents = numbers(frame), {}
     for page in (*PAGES, *sorted(ROOT.glob("ERA_*.ipynb"))):
         text = page.read_text(encoding="utf-8")
@@ -453,9 +498,7 @@ def main() -> None:
             print(line)
         contents[page] = renew(text, tables, known).encode()
     figures = draw_figures(frame)
-    paths = compare.find_runs("muon", 1, [ROOT / "results" / "float32"])
-    comparison = compare.draw(*compare.predict(paths, data.test), data.to(torch.device("cpu")))
-    figures |= {"comparison": comparison, "cubes": utils.post_cubes()}
+    figures["cubes"] = utils.post_cubes()
     for name, figure in figures.items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=110)

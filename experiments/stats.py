@@ -1,10 +1,9 @@
 """Intervals and tests of what several seeds gave, and the tables that hold them."""
 
 import math
-import warnings
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -27,18 +26,41 @@ def format_mean(values: Iterable[float], places: tuple[str, str] = (".2f", ".2f"
     return mean if len(values) == 1 else f"{mean} ± {get_half_width(values):{places[1]}}"
 
 
-def welch(ones: Sequence[float], others: Sequence[float]) -> tuple[float, float, float, float]:
-    """Return the difference of two means, its 95 % interval, and p, by Welch's t (1947), or nan."""
-    if not (len(ones) and len(others)):
+def contrast(samples, weights, pooled=False) -> tuple[float, float, float, float]:
+    """Return the weighted sum of the samples' means, its 95 % interval, and p, or nan.
+
+    By Welch's t (1947); with `pooled` all samples share one variance, also those of weight 0.
+    """
+    sizes, weights = np.array([len(sample) for sample in samples]), np.array(weights)
+    if sizes.min() < 2:
         return (math.nan,) * 4
-    difference = sum(ones) / len(ones) - sum(others) / len(others)
-    if min(len(ones), len(others)) < 2:
-        return difference, math.nan, math.nan, math.nan
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # SciPy's, of runs that all guess the same
-        test = stats.ttest_ind(ones, others, equal_var=False)
-    low, high = test.confidence_interval()
-    return difference, float(low), float(high), float(test.pvalue)
+    mean = float(weights @ [np.mean(sample) for sample in samples])
+    variances, freedoms = np.array([np.var(sample, ddof=1) for sample in samples]), sizes - 1
+    if pooled:
+        variances = np.full(len(sizes), variances @ freedoms / freedoms.sum())
+    parts = weights**2 * variances / sizes
+    if not parts.any():  # runs that all guess the same
+        return mean, mean, mean, float(mean == 0)
+    freedom = freedoms.sum() if pooled else parts.sum() ** 2 / (parts**2 / freedoms).sum()
+    error = parts.sum() ** 0.5
+    half = float(stats.t.ppf(0.975, freedom) * error)
+    return mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, freedom))
+
+
+def resample(ones, others, seeds: bool, images: bool, draws=1000) -> np.ndarray:
+    """Return the differences (points) of two arms in two-way bootstrap samples, (draws,).
+
+    Each arm is (runs, images), True where right. Drawn anew are seeds, images, or both.
+    """
+    generator, number = np.random.default_rng(0), ones.shape[1]
+    differences = []
+    for _ in range(draws):
+        index = generator.integers(0, number, number) if images else np.arange(number)
+        shares = np.bincount(index, minlength=number) / number
+        runs = ((arm @ shares) for arm in (ones, others))  # the accuracy of each
+        one, other = (generator.choice(r, len(r)) if seeds else r for r in runs)
+        differences.append(100 * (one.mean() - other.mean()))
+    return np.array(differences)
 
 
 def equivalent(ones: Sequence[float], others: Sequence[float], margin: float) -> float:
@@ -59,37 +81,28 @@ def holm(ps: Sequence[float]) -> list[float]:
     return corrected
 
 
-def differences(frame, by, arm, pairs, values, family=lambda row: True) -> pd.DataFrame:
-    """Return a row for each group of `by`, pair of values of `arm`, and column of `values`.
+def compare(families: Mapping[str, Mapping[tuple[str, str], tuple]]) -> pd.DataFrame:
+    """Return `contrast` of each comparison, which is known by its row and column of a table.
 
-    These name columns of the DataFrame. `of` is the column's title in `values`; `mean`, `low`,
-    `high` and `p` are Welch's. `corrected` is Holm's p over the rows of which `family` is true,
-    those that a prediction named, else nan.
+    `corrected` is Holm's p over the family.
     """
     rows = [
-        (*key, f"{one} - {other}", title)
-        + welch(*(part[part[arm] == name][value].dropna().tolist() for name in (one, other)))
-        for key, part in frame.groupby(list(by), sort=False)
-        for one, other in pairs
-        for value, title in values.items()
+        (family, *place, *contrast(*comparison))
+        for family, comparisons in families.items()
+        for place, comparison in comparisons.items()
     ]
-    table = pd.DataFrame(rows, columns=[*by, "difference", "of", "mean", "low", "high", "p"])
-    ps = [row.p if family(row) else math.nan for row in table.itertuples()]
-    return table.assign(corrected=holm(ps))
+    table = pd.DataFrame(rows, columns=["family", "row", "column", "mean", "low", "high", "p"])
+    corrected = table.groupby("family", sort=False).p.transform(lambda p: holm(p.tolist()))
+    return table.assign(corrected=corrected)
 
 
-def format_differences(table: pd.DataFrame, rows: Sequence[str], columns: str = "of") -> str:
-    """Return `differences` as Markdown, `rows` by `columns`, in bold what is significant."""
-
-    def write(row: Any) -> str:
-        if math.isnan(row.mean):
-            return "–"
+def format_comparisons(table: pd.DataFrame, title: str) -> str:
+    """Return a table of differences and their intervals, in bold what is significant."""
+    cells: dict[str, dict[str, str]] = {}
+    for row in table.dropna(subset="mean").itertuples():
         mean = f"**{row.mean:+.2f}**" if row.corrected < 0.05 else f"{row.mean:+.2f}"
-        return mean if math.isnan(row.low) else f"{mean} ({row.low:+.2f} to {row.high:+.2f})"
-
-    cells = table.assign(cell=[write(row) for row in table.itertuples()])
-    cells, titles = cells.groupby(list(rows), sort=False).cell.agg(list), table[columns].unique()
-    return make_markdown(pd.DataFrame(cells.tolist(), cells.index, titles))
+        cells.setdefault(row.row, {})[row.column] = f"{mean} ({row.low:+.2f} to {row.high:+.2f})"
+    return make_markdown(pd.DataFrame.from_dict(cells, "index").rename_axis(title).fillna("–"))
 
 
 def make_markdown(frame: pd.DataFrame) -> str:

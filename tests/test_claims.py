@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -98,13 +98,13 @@ def test_held_out_images_are_not_trained_on():
 
 
 def test_a_trial_changes_what_its_name_says():
-    trial = claims.TRIALS["lr-0.05-rotation-3-resize-0.05"]
-    changes = {"lr": 0.05, "rotation": 3.0, "resize": 0.05}
-    assert trial == replace(claims.TRIALS["start"], name=trial.name, **changes)
-    for name, trial in claims.TRIALS.items():
-        start = asdict(claims.STARTS.get(name.split("-")[0], claims.STARTS["start"]))
-        changed = sum(start[key] != value for key, value in asdict(trial).items() if key != "name")
-        assert changed == len(re.findall(r"\d-|\d$", name)), name
+    trials = claims.Trials()
+    trial, changes = trials["lr-0.05-rotation-3-resize-0.05"], {"rotation": 3.0, "resize": 0.05}
+    assert trial == replace(trials["start"], name=trial.name, lr=0.05, **changes)
+    assert trials["small-first-2"].small_epochs == 2
+    assert trials["muon-affine-lr-0.2"].affine_lr == 0.2
+    with pytest.raises(AttributeError, match="cut"):
+        trials["small-cut-1"]
 
 
 # --- Whole runs, on the stand-in
@@ -123,7 +123,7 @@ def small(tmp_path, monkeypatch):
         protocol = protocol | {"held_out": 56} if "held_out" in protocol else protocol
         small = replace(claims.CLAIMS[claim], protocol=protocol, folder=tmp_path / "results")
         monkeypatch.setitem(claims.CLAIMS, claim, small)
-        recipe = next(iter(small.recipes.values()))
+        recipe = next(iter(small.recipes.values()), claims.Trials()["start"])
         recipe = replace(recipe, **({"epochs": 1, "batch_size": 64} | changes))
         run = utils.Run(recipe, arm, 1, "float32")
         said = claims.run_claim(claim, run)
@@ -236,7 +236,8 @@ def test_a_claim_is_run_for_all_its_arms_and_values():
 @pytest.mark.parametrize("claim", claims.CLAIMS)
 def test_a_job_makes_the_run_that_it_is_for(claim):
     options = claims.parse([claim])
-    runs = claims.get_runs(list(claims.CLAIMS[claim].recipes.values()), options)
+    recipes = list(claims.CLAIMS[claim].recipes.values()) or [claims.Trials()["lr-0.05"]]
+    runs = claims.get_runs(recipes, options)
     for run in (runs[0], runs[-1]):
         module, *arguments = claims.make_job(claim, run)
         assert module == "experiments.claims"

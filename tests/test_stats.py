@@ -8,7 +8,7 @@ from common import need_packages, read_table
 
 need_packages()
 
-import pandas as pd  # noqa: E402
+import numpy as np  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from scipy import stats as scipy_stats  # noqa: E402
@@ -35,24 +35,57 @@ def test_a_mean_is_of_the_values_that_there_are():
 @settings(deadline=None)  # on a busy machine
 @given(ones=ACCURACIES, others=ACCURACIES)
 def test_two_means_are_compared_by_welchs_t(ones, others):
-    parts = [(sum(v) / len(v), scipy_stats.sem(v) ** 2, len(v) - 1) for v in (ones, others)]
-    (mean, one, n), (less, other, m) = parts
-    difference, low, high, p = stats.welch(ones, others)
-    assert difference == mean - less
-    if one + other > 1e-6:  # Welch and Satterthwaite's degrees of freedom
-        freedom = (one + other) ** 2 / (one**2 / n + other**2 / m)
-        half = scipy_stats.t.ppf(0.975, freedom) * (one + other) ** 0.5
-        assert (low, high) == pytest.approx((difference - half, difference + half), abs=1e-6)
-        t = abs(difference) / (one + other) ** 0.5
-        assert p == pytest.approx(2 * scipy_stats.t.sf(t, freedom), abs=1e-9)
-        expected = scipy_stats.ttest_ind(ones, others, equal_var=False).pvalue
-        assert p == pytest.approx(expected)
+    mean, low, high, p = stats.contrast([ones, others], [1, -1])
+    assert mean == pytest.approx(sum(ones) / len(ones) - sum(others) / len(others))
+    if scipy_stats.sem(ones) + scipy_stats.sem(others) > 1e-3:
+        expected = scipy_stats.ttest_ind(ones, others, equal_var=False)
+        assert p == pytest.approx(expected.pvalue, abs=1e-9)
+        assert (low, high) == pytest.approx(tuple(expected.confidence_interval()), abs=1e-6)
 
 
-def test_where_runs_are_missing_there_is_no_p():
-    assert stats.welch([80.0], [70.0, 71.0])[0] == 9.5
-    assert all(map(math.isnan, stats.welch([80.0], [70.0, 71.0])[1:]))
-    assert all(map(math.isnan, stats.welch([], [70.0, 71.0])))
+@settings(deadline=None)
+@given(samples=st.lists(ACCURACIES, min_size=4, max_size=4))
+def test_a_pooled_contrast_is_that_of_a_linear_model(samples):
+    weights, values = np.array([0.5, -0.5, 0.5, -0.5]), np.concatenate(samples)
+    design = np.repeat(np.eye(4), [len(sample) for sample in samples], axis=0)
+    means = np.linalg.lstsq(design, values, rcond=None)[0]
+    freedom = len(values) - 4
+    variance = ((values - design @ means) ** 2).sum() / freedom
+    error = (variance * weights @ np.linalg.inv(design.T @ design) @ weights) ** 0.5
+    mean, low, high, p = stats.contrast(samples, weights, pooled=True)
+    assert mean == pytest.approx(weights @ means)
+    if error > 1e-3:
+        half = scipy_stats.t.ppf(0.975, freedom) * error
+        assert (low, high) == pytest.approx((mean - half, mean + half), abs=1e-6)
+        assert p == pytest.approx(2 * scipy_stats.t.sf(abs(mean) / error, freedom), abs=1e-9)
+
+
+def test_an_interaction_is_the_difference_of_two_differences():
+    fours = [[80.0, 81.0], [77.0, 78.5], [85.0, 86.0], [85.5, 86.0]]
+    mean, low, high, _ = stats.contrast(fours, [1, -1, -1, 1])
+    assert mean == pytest.approx((80.5 - 77.75) - (85.5 - 85.75))
+    parts = [np.var(four, ddof=1) / 2 for four in fours]
+    half = scipy_stats.t.ppf(0.975, sum(parts) ** 2 / sum(part**2 for part in parts))
+    assert high - low == pytest.approx(2 * half * sum(parts) ** 0.5)
+
+
+def test_where_runs_are_missing_there_is_no_difference():
+    assert all(map(math.isnan, stats.contrast([[80.0], [70.0, 71.0]], [1, -1])))
+    assert stats.contrast([[10.0, 10.0], [10.0, 10.0]], [1, -1]) == (0, 0, 0, 1)
+    assert stats.contrast([[70.0, 70.0], [10.0, 10.0]], [1, -1])[3] == 0
+
+
+def test_a_difference_varies_with_seeds_and_with_images():
+    right = np.zeros((2, 400), bool)
+    right[:, :100] = True  # both seeds of the one have the same quarter right, the other nothing
+    wrong = np.zeros_like(right)
+    assert stats.resample(right, wrong, seeds=True, images=False) == pytest.approx(25)
+    by_images = stats.resample(right, wrong, seeds=False, images=True)
+    assert by_images.mean() == pytest.approx(25, abs=0.3)
+    assert by_images.std() == pytest.approx(100 * (0.25 * 0.75 / 400) ** 0.5, rel=0.1)
+    right[1] = False  # now one of two seeds
+    by_seeds = stats.resample(right, wrong, seeds=True, images=False)
+    assert by_seeds.std() == pytest.approx(25 / 8**0.5, rel=0.1)
 
 
 def test_holms_correction_is_the_textbooks():
@@ -82,35 +115,17 @@ def test_means_are_equivalent_by_two_one_sided_tests():
     assert stats.equivalent(ones, others, margin=0.1) > 0.3, "not different is not equal"
 
 
-@pytest.fixture
-def frame():
-    """Two recipes, three arms of three seeds; `c` of the second recipe is missing."""
-    tests = {"a": [80.0, 81.0, 82.0], "b": [79.0, 81.0, 80.0], "c": [70.0, 70.5, 70.0]}
-    rows = [("x", arm, test) for arm, values in tests.items() for test in values]
-    rows += [("y", arm, test) for arm in "ab" for test in tests[arm]]
-    return pd.DataFrame(rows, columns=["recipe", "arm", "test"])
-
-
-PAIRS = [("a", "b"), ("a", "c")]
-
-
-def test_differences_are_in_bold_only_where_significant(frame):
-    table = stats.differences(frame, ["recipe"], "arm", PAIRS, {"test": "accuracy"})
-    rows = read_table(stats.format_differences(table, ["recipe", "difference"]))
+def test_differences_are_in_bold_only_where_significant_in_their_family():
+    a, b, c = [80.0, 81.0, 82.0], [79.0, 81.0, 80.0], [70.0, 70.5, 70.0]
+    families = {"x": {("1", "a - b"): ([a, b], (1, -1)), ("1", "a - c"): ([a, c], (1, -1))}}
+    families["y"] = {("2", "a - b"): ([a, b], (1, -1)), ("2", "a - d"): ([a, []], (1, -1))}
+    table = stats.compare(families)
+    assert table.corrected.tolist()[:2] == stats.holm(table.p.tolist()[:2])
+    assert table.corrected[2] == table.p[2], "the only one of its family"
+    rows = read_table(stats.format_comparisons(table, "recipe"))
     # Welch's half width with variances 1 and 1 of 3 seeds each: t for 4 degrees is 2.7764.
     half = 2.7764 * (2 / 3) ** 0.5
-    assert rows[0] == ["x", "a - b", f"+1.00 ({1 - half:+.2f} to {1 + half:+.2f})"]
-    assert rows[1][2].startswith("**+10.83** (")
-    assert rows[3] == ["y", "a - c", "–"]
-    wide = stats.format_differences(table, ["recipe"], "difference").splitlines()
-    assert wide[0].split() == ["|", "recipe", "|", "a", "-", "b", "|", "a", "-", "c", "|"]
-    assert len(wide) == 4
-
-
-def test_the_correction_is_for_the_declared_family_alone(frame):
-    options = (["recipe"], "arm", PAIRS, {"test": "test"})
-    every = stats.differences(frame, *options)
-    assert every.corrected.tolist()[:3] == stats.holm(every.p.tolist())[:3]
-    declared = stats.differences(frame, *options, family=lambda row: row.difference == "a - c")
-    assert declared.corrected[1] == declared.p[1], "the only one that could be computed"
-    assert declared.corrected.isna().tolist() == [True, False, True, True]
+    difference = f"+1.00 ({1 - half:+.2f} to {1 + half:+.2f})"
+    assert rows[0][:2] == ["1", difference]
+    assert rows[0][2].startswith("**+10.83** (")
+    assert rows[1] == ["2", difference, "–"]
