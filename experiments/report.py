@@ -464,7 +464,8 @@ def draw_scales(scales: pd.DataFrame) -> Figure:
             axis.plot(means.index, means["median"], label=LABELS[arm], **STYLES[arm])
             band = (means.index, means.low, means.high)
             axis.fill_between(*band, color=STYLES[arm]["color"], alpha=0.12, linewidth=0)
-        axis.set(title=f"{moment} training", xlabel="layer", yscale="log")
+        limits = (1e-5, 5)  # below is `none` after training, in C10 at 0
+        axis.set(title=f"{moment} training", xlabel="layer", yscale="log", ylim=limits)
         axis.grid(alpha=0.3)
     figure.axes[0].set_ylabel("standard deviation of a channel's output")
     figure.axes[0].legend()
