@@ -297,6 +297,17 @@ def test_these_differences_are_significant_and_no_others(name):
     assert {f"{row.row} {row.column}" for row in found.itertuples()} == SIGNIFICANT[name]
 
 
+def test_leads_and_costs_are_those_of_the_means():
+    means = report.get_runs(FRAME).groupby(["recipe", "arm"]).test.mean()
+    found = pd.concat(COMPARISONS.values()).set_index(["row", "column"])["mean"]
+    leads = [means[recipe, "bn"] - means[recipe, "gn"] for recipe in ("reference", "muon")]
+    assert found["reference minus muon", "bn - gn"] == pytest.approx(leads[0] - leads[1])
+    cost = means["muon"][list(COMPARED)].mean() - means["muon", "none"]
+    assert found["muon", "mean of the norms - none"] == pytest.approx(cost)
+    onecycle = FRAME[(FRAME.recipe == "onecycle") & (FRAME.claim == "")].groupby("arm").test.mean()
+    assert found["onecycle, both precisions", "gn - ln"] == pytest.approx(onecycle.gn - onecycle.ln)
+
+
 def test_test_accuracy_is_compared_where_training_losses_are_equal():
     losses = {"bn": [2.0, 1.0], "gn": [2.0, 1.5]}  # gn ends at 1.5, which bn passes half-way
     frame = make_frame(

@@ -451,6 +451,8 @@ def test_the_confusion_matrix_counts_true_by_predicted_class():
     assert "%" in bars.get_xlabel()
     cells = {text.get_position()[::-1]: text.get_text() for text in matrix.texts}  # row, column
     assert cells == {(0, 0): "3", (0, 7): "1", (1, 1): "1", (1, 2): "1", (4, 4): "2"}
+    coloured = matrix.images[0].get_array().nonzero()
+    assert [*zip(*coloured, strict=True)] == [(0, 7), (1, 2)], "the errors"
     shares = ["75.0", "50.0", "0.0", "0.0", "100.0", *["0.0"] * 5]
     assert [text.get_text() for text in bars.texts] == shares
     for ticks in (matrix.get_xticklabels(), matrix.get_yticklabels()):
