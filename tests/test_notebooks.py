@@ -8,7 +8,6 @@ import sys
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
 
 import utils
 from common import NOTEBOOKS, ROOT
@@ -117,17 +116,17 @@ def test_one_tagged_cell_holds_what_papermill_may_set_and_nothing_else(norm):
     assert len(find_parameters(norm).source.splitlines()) == 5
 
 
-def test_a_value_is_that_set_last_and_an_empty_variable_counts_as_unset(tmp_path):
-    code = get_code("ln")
+def test_a_value_is_that_set_last_and_an_empty_variable_counts_as_unset(monkeypatch, capsys):
+    for name, empty in (("RECIPE", ""), ("SEED", " \n"), ("PRECISION", " ")):
+        monkeypatch.setenv(name, empty)
+    code = [re.sub("^%.*$", "", source, flags=re.MULTILINE) for source in get_code("ln")]
     place = 1 + code.index(find_parameters("ln").source)
     stop = next(i for i, source in enumerate(code) if "get_data" in source)
     below = 'norm, recipe, seed, precision = "gn", "smoke", 7, "float32"'
-    code = code[:stop] + [below] + code[place:stop] * 2  # and those may be run again
-    notebook = nbformat.v4.new_notebook(cells=[*map(nbformat.v4.new_code_cell, code)])
-    env = os.environ | {"PYTHONPATH": str(ROOT), "RECIPE": "", "SEED": " \n", "PRECISION": " "}
-    NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}).execute(env=env)
-    outputs = [output for cell in notebook.cells for output in cell.outputs]
-    said = "".join(output.get("text", "") for output in outputs)
+    cells = {}
+    for source in code[1:stop] + [below] + code[place:stop] * 2:  # and those may be run again
+        exec(source, cells)
+    said = capsys.readouterr().out
     assert "Layer normalization, 20 epochs of muon, seed 1\n" in said
     assert said.count("Group normalization, 3 epochs of smoke, seed 7") == 2
     assert "convolutions in float32" in said

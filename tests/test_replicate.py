@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
@@ -29,17 +28,16 @@ def repository(tmp_path):
     return copy
 
 
-def test_a_run_is_its_notebook_with_its_parameters(repository, tmp_path):
+def test_a_run_is_its_notebook_with_its_parameters(repository, tmp_path, monkeypatch, capsys):
     notebook = nbformat.read(NOTEBOOKS["bn"], 4)  # which a norm without one of its own takes
     notebook.cells = [c for c in notebook.cells if not re.search("post_|losses", c.source)]
     nbformat.write(notebook, repository / NOTEBOOKS["bn"].name)
-    options = ["--norms", "none", "--seeds", "3", "--threads", "2", "--keep", tmp_path / "kept"]
-    command = [sys.executable, "-m", "experiments.replicate", "--recipes", "smoke", *options]
-    # ipykernel keeps the terminal from a kernel that pytest starts.
-    env = {key: value for key, value in os.environ.items() if key != "PYTEST_CURRENT_TEST"}
-    done = subprocess.run(command, cwd=repository, env=env, stdout=subprocess.PIPE, text=True)
-    said = done.stdout
-    assert done.returncode == 0, said
+    monkeypatch.setattr(replicate, "ROOT", repository)
+    options = ["--recipes", "smoke", "--norms", "none", "--seeds", "3", "--threads", "2"]
+    monkeypatch.setattr("sys.argv", ["replicate", *options, "--keep", str(tmp_path / "kept")])
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")  # ipykernel keeps the terminal from such a kernel
+    replicate.main()
+    said = capsys.readouterr().out
     assert said.startswith("0 of 1 runs are done already.\n")
     assert re.search(r"^smoke-none-seed3 is done, after .* \[1 of 1, about 0 min", said, re.M)
     (path,) = (tmp_path / "kept").rglob("smoke-none-seed3.ipynb")
