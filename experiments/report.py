@@ -32,7 +32,7 @@ BASES = {"sgd": "onecycle", "muon": "muon"}  # the recipe that a value of `basel
 WITHOUT = ("he", "none")  # arms without a normalization
 PAIRS = list(combinations(COMPARED, 2))
 LABELS = utils.LABELS | {"bn recomputed": "Batch, recomputed"}
-STYLES = utils.STYLES | {"bn recomputed": utils.STYLES["bn"] | {"linestyle": ":", "marker": "x"}}
+STYLES = utils.STYLES | {"bn recomputed": {"color": "#56B4E9", "linestyle": ":", "marker": "x"}}
 
 # --- The runs of a table -------------------------------------------------------------------------
 
@@ -428,7 +428,7 @@ def draw_accuracies(runs: pd.DataFrame, recipes: Sequence[str]) -> Figure:
             band = (epochs.columns, epochs.min(), epochs.max())
             axis.fill_between(*band, color=style["color"], alpha=0.2, linewidth=0)
             axis.set_xticks(range(0, len(epochs.T) + 1, 5))
-        axis.set(title=COLUMNS[recipe], xlabel="epoch")
+        axis.set(title=COLUMNS[recipe], xlabel="epoch", ylim=(50, 88))
         axis.grid(alpha=0.3)
     figure.axes[0].set_ylabel("accuracy on the test images (%)")
     figure.legend(lines.values(), lines, loc="outside lower center", ncols=len(lines))
