@@ -144,7 +144,7 @@ def make_gradient(model: nn.Module, criterion, images, labels) -> Gradient:
 def get_shift(get: Gradient, weights: Tensors, rate: float, watched: Mapping[str, str]) -> dict:
     """Return how the gradients of `watched` change when all earlier weights take their step.
 
-    It has names of weights by label. So Santurkar et al. (2018) define internal covariate shift.
+    `watched` has their names by label. So Santurkar et al. (2018) define internal covariate shift.
     """
     _, gradients = get(weights)
     shifts = {}
