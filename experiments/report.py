@@ -286,7 +286,7 @@ def ask(frame: pd.DataFrame) -> dict[str, dict]:
         for recipe in COMPARED_RECIPES:
             named = take(runs, recipe=recipe).assign(row=f"{recipe}: {title}")
             gaps[recipe, column] = pair_up(gather(named, "row", column), bn_and)
-    sizes = get_batches(frame).sort_values("value").fillna({"test": CHANCE})
+    sizes = get_batches(frame).sort_values("value")
     few = sizes[sizes.value < 16]
     small = gather(few.assign(value=few.value.map("{:g}".format)), "value")
     shift = gather(get_medians(get_shift(frame)), STEPS, "value")
@@ -334,7 +334,6 @@ def make_tables(frame: pd.DataFrame, labels: np.ndarray | None = None) -> dict[s
     """Return all tables by the names of their markers; `images` needs the test images' labels."""
     runs, rates, trials = get_runs(frame), get_claim(frame, "rates"), take(frame, claim="tuning")
     norms = runs[runs.arm.isin(COMPARED)]
-    batches = get_batches(frame).fillna({"test": CHANCE})
     titles = {"batch-differences": "images a batch", "shift-differences": STEPS}
     tables = {
         name: format_comparisons(stats.compare(families), titles.get(name, ""))
@@ -348,7 +347,7 @@ def make_tables(frame: pd.DataFrame, labels: np.ndarray | None = None) -> dict[s
         "tuning": make_tuning(trials[trials.arm.isin(COMPARED)]),
         "rates": quote(tabulate(rates, "value", format_runs), "arm"),
         "speed": make_speed(runs),
-        "batches": quote(tabulate(batches, "value", format_mean), "images a batch"),
+        "batches": quote(tabulate(get_batches(frame), "value", format_runs), "images a batch"),
         "scales": make_scales(get_scales(frame)),
         "shift": make_shift(get_medians(get_shift(frame))),
         "equivalence": make_equivalence(runs),
@@ -368,8 +367,8 @@ def numbers(frame: pd.DataFrame) -> dict[str, str]:
     """
     claims = {"batches": get_batches(frame), "rates": get_claim(frame, "rates")}
     named = [c.assign(recipe=[f"{name}-{v:g}" for v in c.value]) for name, c in claims.items()]
-    runs, guessed = get_runs(frame), pd.concat(named).fillna({"test": CHANCE})
-    means = pd.concat([runs, guessed]).groupby(["recipe", "arm"]).test.mean().unstack()
+    runs = get_runs(frame)
+    means = pd.concat([runs, *named]).groupby(["recipe", "arm"]).test.mean().unstack()
     known = {f"{recipe}.{arm}": f"{mean:.2f}" for (recipe, arm), mean in means.stack().items()}
     for name, row in [*means.iterrows(), *means.T.iterrows()]:
         for (one, mean), (other, less) in permutations(row.dropna().items(), 2):
@@ -427,9 +426,9 @@ def draw_accuracies(runs: pd.DataFrame, recipes: Sequence[str]) -> Figure:
             band = (epochs.columns, epochs.min(), epochs.max())
             axis.fill_between(*band, color=style["color"], alpha=0.2, linewidth=0)
             axis.set_xticks(range(0, len(epochs.T) + 1, 5))
-        axis.set(title=COLUMNS[recipe], xlabel="epoch", ylim=(50, None))
+        axis.set(title=COLUMNS[recipe], xlabel="epoch")
         axis.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("accuracy on the test images (%)")
+    figure.axes[0].set(ylabel="accuracy on the test images (%)", ylim=(50, None))
     figure.legend(lines.values(), lines, loc="outside lower center", ncols=len(lines))
     return figure
 
@@ -463,10 +462,10 @@ def draw_scales(scales: pd.DataFrame) -> Figure:
             axis.plot(means.index, means["median"], label=LABELS[arm], **STYLES[arm])
             band = (means.index, means.low, means.high)
             axis.fill_between(*band, color=STYLES[arm]["color"], alpha=0.12, linewidth=0)
-        limits = (1e-5, None)  # below is `none` after training, in C10 at 0
-        axis.set(title=f"{moment} training", xlabel="layer", yscale="log", ylim=limits)
+        axis.set(title=f"{moment} training", xlabel="layer", yscale="log")
         axis.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("standard deviation of a channel's output")
+    figure.axes[0].set(ylabel="standard deviation of a channel's output")
+    figure.axes[0].set_ylim(bottom=1e-5)  # below is `none` after training, in C10 at 0
     figure.axes[0].legend()
     return figure
 
