@@ -550,7 +550,7 @@ def post_misclassified(
         wrong = wrong[probability[wrong].argsort(descending=True, stable=True)]
     wrong = wrong[:count]
     captions = [
-        f"true: {classes[labels[i]]}\npredicted: {classes[predicted[i]]} ({probability[i]:.1%})"
+        f"label: {classes[labels[i]]}\npredicted: {classes[predicted[i]]} ({probability[i]:.1%})"
         for i in wrong.tolist()
     ]
     return post_display(

@@ -76,7 +76,7 @@ def draw(results: Mapping[str, dict], predictions: Mapping, data: Data) -> Figur
                 f"{name}: {classes[p[index].argmax()]} ({p[index].exp().max():.0%})"
                 for name, p in predictions.items()
             )
-            caption = "\n".join([f"true: {classes[labels[index]]}", *guesses])
+            caption = "\n".join([f"label: {classes[labels[index]]}", *guesses])
             axis.set_title(caption, fontsize=9)
     return figure
 

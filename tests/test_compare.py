@@ -50,7 +50,7 @@ def test_the_figure_shows_curves_and_what_each_network_saw():
     assert label == "Batch: 80.50 % (train 81.25 %, 1.5 min)"
     assert first.get_suptitle() == "Right with Batch normalization alone: 2 images"
     shown = [axis for axis in first.axes if axis.images]
-    assert shown[0].get_title() == "true: c\nbn: c (80%)\ngn: j (80%)\nln: j (80%)"
+    assert shown[0].get_title() == "label: c\nbn: c (80%)\ngn: j (80%)\nln: j (80%)"
     image = torch.tensor(shown[0].images[0].get_array())
     assert torch.equal(image, draw_images(5)[2].permute(1, 2, 0))
     assert [sum(bool(axis.images) for axis in row.axes) for row in (first, *rest)] == [2, 0, 1]

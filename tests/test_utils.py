@@ -420,8 +420,8 @@ def test_the_norms_are_told_apart_in_grey_too():
     assert np.diff(sorted(greys)).min() > 9  # of 255
 
 
-FIRST = {3: "true: d\npredicted: f (60.0%)", 17: "true: h\npredicted: a (90.0%)"}
-SUREST = {17: FIRST[17], 29: "true: j\npredicted: b (75.0%)"}
+FIRST = {3: "label: d\npredicted: f (60.0%)", 17: "label: h\npredicted: a (90.0%)"}
+SUREST = {17: FIRST[17], 29: "label: j\npredicted: b (75.0%)"}
 
 
 @pytest.mark.parametrize(("most_confident", "expected"), [(False, FIRST), (True, SUREST)])
