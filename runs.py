@@ -119,7 +119,14 @@ def get_recipe(name: str | Recipe) -> Recipe:
 # --- Identity ------------------------------------------------------------------------------------
 
 PRECISIONS = ("float32", "bfloat16")
-LABELS = {"bn": "Batch", "gn": "Group", "ln": "Layer", "none": "None", "he": "None, He init"}
+
+
+class Labels(dict):
+    def __missing__(self, name: str) -> str:
+        return name  # of a norm of the user's own
+
+
+LABELS = Labels(bn="Batch", gn="Group", ln="Layer", none="None", he="None, He init")
 
 
 @dataclass(frozen=True)
@@ -144,7 +151,7 @@ class Run:
 
     @property
     def title(self) -> str:
-        what = "No" if self.norm == "none" else LABELS.get(self.norm, self.norm)
+        what = "No" if self.norm == "none" else LABELS[self.norm]
         data = "" if self.recipe.data == CIFAR else f", {self.recipe.data}"
         how = f"{self.recipe.epochs} epochs of {self.recipe.name}, seed {self.seed}{data}"
         return f"{what} normalization, {how}"
@@ -228,7 +235,8 @@ def describe_parts(model, train_loader, test_loader, optimizer, scheduler, crite
         "train_loader": str(train_loader),
         "test_loader": str(test_loader),
     }
-    return json.loads(json.dumps(parts, default=str))
+    said = json.dumps(parts, default=str)
+    return json.loads(re.sub(r" at 0x\w+", "", said))  # a function's place differs in each run
 
 
 _MOVING = ("params", "lr", "last_epoch", "training")  # what no recipe says
@@ -332,9 +340,8 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
             part.replace(path)
     except OSError as error:
         names = " and ".join(map(str, contents))
-        raise OSError(
-            error.errno, f"{names} could not be written ({error.strerror}); what was there is kept"
-        ) from None
+        said = f"{names} could not be written ({error.strerror}); what was there is kept"
+        raise OSError(error.errno, said) from None
     finally:
         for part in parts.values():
             with contextlib.suppress(OSError):

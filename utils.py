@@ -321,9 +321,8 @@ def train(
     losses = torch.stack(losses).tolist()
     if wrong := [step for step, loss in enumerate(losses, 1) if not math.isfinite(loss)]:
         where = f"epoch {scheduler.last_epoch // len(train_loader)}, step {wrong[0]}"
-        raise FloatingPointError(
-            f"The run diverged in {where}: the loss is not finite. {runs.ADVICE}"
-        )
+        said = f"The run diverged in {where}: the loss is not finite. {runs.ADVICE}"
+        raise FloatingPointError(said)
     total_loss = sum(loss * size for loss, size in zip(losses, sizes, strict=True))
     return total_loss / sum(sizes), 100 * int(correct) / sum(sizes)
 
@@ -540,8 +539,8 @@ def post_misclassified(
 ) -> Figure:
     """Return a Figure of the first, or the most confident, `count` wrong predictions.
 
-    `prediction` is log-probabilities (N, 10) in the order of `dataset`. Each caption gives the true
-    class, the predicted class and the probability that the network gave it.
+    `prediction` is log-probabilities (N, 10) in the order of `dataset`. Each caption gives the
+    label, the predicted class and the probability that the network gave it.
     """
     images, labels = dataset.tensors
     probability, predicted = prediction.exp().max(dim=1)
@@ -553,9 +552,8 @@ def post_misclassified(
         f"label: {classes[labels[i]]}\npredicted: {classes[predicted[i]]} ({probability[i]:.1%})"
         for i in wrong.tolist()
     ]
-    return post_display(
-        images[wrong], captions, title if captions else f"{title} (none)", columns=5
-    )
+    title = title if captions else f"{title} (none)"
+    return post_display(images[wrong], captions, title, columns=5)
 
 
 def post_confusion(prediction, labels, classes: Sequence[str], title: str) -> Figure:
@@ -593,8 +591,7 @@ def post_lines(lines: Mapping, title: str, xlabel: str, ylabel: str, log=False) 
     axis = figure.subplots()
     for name, values in lines.items():
         style = STYLES.get(name, {}) | ({"marker": ""} if len(values) > 30 else {})
-        label = LABELS.get(name, name)
-        axis.plot(list(values), list(values.values()), label=label, linewidth=2, **style)
+        axis.plot(list(values), list(values.values()), label=LABELS[name], linewidth=2, **style)
     axis.set(title=title, xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
     axis.grid(alpha=0.3)
     axis.legend()

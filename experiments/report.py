@@ -317,9 +317,8 @@ def make_images(runs: pd.DataFrame, labels: np.ndarray) -> str:
     muon, rows, right = take(runs, recipe="muon"), {}, {}
     for arm in COMPARED:
         digits = [r["test_predictions"].encode() for r in take(muon, arm=arm).result]
-        right[arm] = np.array(
-            [np.frombuffer(text, np.uint8) - ord("0") == labels for text in digits]
-        )
+        hits = [np.frombuffer(text, np.uint8) - ord("0") == labels for text in digits]
+        right[arm] = np.array(hits)
     for one, other in PAIRS:
         ways = ((True, True), (True, False), (False, True))
         both, *alone = (stats.resample(right[one], right[other], *way) for way in ways)

@@ -61,6 +61,8 @@ def test_a_run_is_known_by_recipe_norm_seed_and_precision():
     assert len(paths) == 5
     assert {"runs/float32/onecycle-bn-seed1.pt", "runs/bfloat16/onecycle-bn-seed1.pt"} <= paths
     assert "NOT CIFAR-10" in make_run("smoke").title
+    assert make_run(norm="rms").title.startswith("rms normalization")
+    assert utils.LABELS["rms"] == "rms", "a norm of the user's own"
 
 
 @pytest.mark.parametrize("wrong", [{"norm": "../bn"}, {"precision": "half"}, {"seed": 2**32}])
@@ -342,6 +344,12 @@ def test_a_result_says_what_ran_and_what_came_out():
 def test_a_result_of_other_parts_does_not_get_the_recipe_s_name(name, change):
     assert f"Nothing was written: this run's {name} is not" in save_result(change)
     assert not Path("runs").exists()
+
+
+def test_a_function_of_the_user_s_own_is_no_other_part_each_time(monkeypatch):
+    own = utils.get_train_transforms
+    monkeypatch.setattr(utils, "get_train_transforms", lambda recipe: [lambda x: x, own(recipe)])
+    assert "Written" in save_result()
 
 
 def test_other_epochs_and_stand_in_data_leave_the_result_there():
