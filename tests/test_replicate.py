@@ -30,7 +30,7 @@ def repository(tmp_path):
 
 def test_a_run_is_its_notebook_with_its_parameters(repository, tmp_path, monkeypatch, capsys):
     notebook = nbformat.read(NOTEBOOKS["bn"], 4)  # which a norm without one of its own takes
-    notebook.cells = [c for c in notebook.cells if not re.search("post_|losses", c.source)]
+    notebook.cells = [c for c in notebook.cells if not re.search("post_|losses|nets", c.source)]
     nbformat.write(notebook, repository / NOTEBOOKS["bn"].name)
     monkeypatch.setattr(replicate, "ROOT", repository)
     options = ["--recipes", "smoke", "--norms", "none", "--seeds", "3", "--threads", "2"]
