@@ -282,7 +282,7 @@ SIGNIFICANT = {  # in each table, after Holm's correction over each question
     },
     "costs": set(),
     "epochs": {f"onecycle {norm} - he" for norm in COMPARED},
-    "gaps": set(),
+    "gaps": {"reference: test at equal loss bn - gn"},
     "batch-differences": {f"{size} bn - {norm}" for size in (2, 4) for norm in ("gn", "ln")},
     "shift-differences": {
         *(f"{what} bn - gn" for what in ("change of C8's gradient", "change of C10's gradient")),
@@ -341,6 +341,9 @@ def test_the_norms_end_in_the_order_that_the_pages_tell():
     assert (norms.loc["muon"] > norms.loc["onecycle"]).all()
     assert (norms.loc["onecycle"] > norms.loc["reference"] + 4).all()
     assert (norms.loc["quick"] - pd.Series(PUBLISHED)).min() > 1
+    deviations = runs[runs.recipe == "reference"].groupby("arm").test.std()
+    off = (pd.Series(PUBLISHED) - norms.loc["reference"]) / deviations
+    assert off[["bn", "ln"]].abs().max() < 3.04 < off.gn, "one more run's 95 %: t * sqrt(6 / 5)"
     assert (norms.loc["muon"] - means.loc["muon", "none"]).between(0, 0.6).all()
     assert means.loc["onecycle", "none"] == 10, "it learns nothing"
     lost = runs[runs.test.isna()]
@@ -363,16 +366,11 @@ def test_larger_rates_and_batches_do_what_the_pages_tell():
     assert two.min()[["gn", "ln"]].min() - two.max()["bn"] > 6
 
 
-def test_scales_and_shifts_are_as_the_pages_tell():
+def test_scales_are_as_the_pages_tell():
     scales = report.get_scales(FRAME).groupby(["moment", "arm", "layer"])["median"].mean()
     falls = (scales.xs("C1", level="layer") / scales.xs("C10", level="layer")).before
     assert falls.none > 1000
     assert falls.drop("none").between(1 / 3, 3).all()
-    shift = report.get_shift(FRAME)
-    early = shift[shift.step < 100].groupby(["arm", "seed"])["change C8"].median()
-    early = early.groupby("arm").mean()
-    assert early.idxmax() == "bn"
-    assert early.drop("none").idxmin() == "he"
 
 
 def test_the_chosen_recipes_are_the_best_of_the_search():

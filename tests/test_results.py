@@ -131,6 +131,9 @@ def test_the_committed_results_are_those_of_the_recipe(key):
         assert result["parameters"] == 48_448
         assert result["data"] == {"name": "CIFAR-10", "train_size": 50_000, "test_size": 10_000}
         assert {len(values) for values in result["history"].values()} == {recipe.epochs}
+        environment = result["environment"]
+        assert environment["threads"] == 1
+        assert environment.get("clean", "commit" not in environment), "by code that is committed"
 
 
 @pytest.mark.cifar10
