@@ -282,7 +282,7 @@ SIGNIFICANT = {  # in each table, after Holm's correction over each question
     },
     "costs": set(),
     "epochs": {f"onecycle {norm} - he" for norm in COMPARED},
-    "gaps": {"reference: test at equal loss bn - gn"},
+    "gaps": {"reference: train minus test bn - ln"},
     "batch-differences": {f"{size} bn - {norm}" for size in (2, 4) for norm in ("gn", "ln")},
     "shift-differences": {
         *(f"{what} bn - gn" for what in ("change of C8's gradient", "change of C10's gradient")),
