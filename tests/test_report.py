@@ -343,6 +343,8 @@ def test_the_norms_end_in_the_order_that_the_pages_tell():
     assert (norms.loc["quick"] - pd.Series(PUBLISHED)).min() > 1
     deviations = runs[runs.recipe == "reference"].groupby("arm").test.std()
     off = (pd.Series(PUBLISHED) - norms.loc["reference"]) / deviations
+    layer = report.take(runs, recipe="reference", arm="ln").test
+    assert layer.nsmallest(2).round(1).tolist() == [73.9, 76.1]
     assert off[["bn", "ln"]].abs().max() < 3.04 < off.gn, "one more run's 95 %: t * sqrt(6 / 5)"
     assert (norms.loc["muon"] - means.loc["muon", "none"]).between(0, 0.6).all()
     assert means.loc["onecycle", "none"] == 10, "it learns nothing"
