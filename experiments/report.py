@@ -371,7 +371,7 @@ def numbers(frame: pd.DataFrame) -> dict[str, str]:
     known = {f"{recipe}.{arm}": f"{mean:.2f}" for (recipe, arm), mean in means.stack().items()}
     for name, row in [*means.iterrows(), *means.T.iterrows()]:
         for (one, mean), (other, less) in permutations(row.dropna().items(), 2):
-            known[f"{name}.{one}-{other}"] = f"{mean - less:.1f}"
+            known[f"{name}.{one}-{other}"] = f"{round(mean - less, 1) + 0.0:.1f}"  # no -0.0
     best = get_means(claims["rates"])
     for arm, rate in best.idxmax(axis=1).items():
         at_best = take(claims["rates"], arm=arm, value=rate).dropna(subset="test").history
