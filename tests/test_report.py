@@ -278,8 +278,7 @@ SIGNIFICANT = {  # in each table, after Holm's correction over each question
     "differences": {
         *(f"reference bn - {norm}" for norm in ("gn", "ln")),
         *(f"reference minus muon bn - {norm}" for norm in ("gn", "ln")),
-        "onecycle bn - gn",
-        *(f"onecycle, both precisions bn - {norm}" for norm in ("gn", "ln")),
+        "onecycle, both precisions bn - gn",
     },
     "costs": set(),
     "epochs": {f"onecycle {norm} - he" for norm in COMPARED},
@@ -338,7 +337,7 @@ def test_the_norms_end_in_the_order_that_the_pages_tell():
     norms = means[list(COMPARED)]
     assert norms.loc["reference"].idxmax() == norms.loc["onecycle"].idxmax() == "bn"
     apart = norms.max(axis=1) - norms.min(axis=1)
-    assert apart.muon < 0.5 < apart.onecycle < apart.reference
+    assert apart[["muon", "onecycle"]].max() < 1 < 2 < apart.reference
     assert (norms.loc["muon"] > norms.loc["onecycle"]).all()
     assert (norms.loc["onecycle"] > norms.loc["reference"] + 4).all()
     assert (norms.loc["quick"] - pd.Series(PUBLISHED)).min() > 1
