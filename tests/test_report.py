@@ -280,7 +280,7 @@ SIGNIFICANT = {  # in each table, after Holm's correction over each question
         *(f"reference minus muon bn - {norm}" for norm in ("gn", "ln")),
         "onecycle, both precisions bn - gn",
     },
-    "costs": set(),
+    "costs": {"muon mean of the norms - he"},
     "epochs": {f"onecycle {norm} - he" for norm in COMPARED},
     "gaps": {"reference: train minus test bn - ln"},
     "batch-differences": {f"{size} bn - {norm}" for size in (2, 4) for norm in ("gn", "ln")},
@@ -346,7 +346,7 @@ def test_the_norms_end_in_the_order_that_the_pages_tell():
     layer = report.take(runs, recipe="reference", arm="ln").test
     assert layer.nsmallest(2).round(1).tolist() == [73.9, 76.1]
     assert off[["bn", "ln"]].abs().max() < 3.04 < off.gn, "one more run's 95 %: t * sqrt(6 / 5)"
-    assert (norms.loc["muon"] - means.loc["muon", "none"]).between(0, 0.6).all()
+    assert (norms.loc["muon"] - means.loc["muon", "none"]).abs().max() < 1
     assert means.loc["onecycle", "none"] == 10, "it learns nothing"
     lost = runs[runs.test.isna()]
     assert lost[["recipe", "arm"]].values.tolist() == [["onecycle", "he"]]
