@@ -379,7 +379,7 @@ def numbers(frame: pd.DataFrame) -> dict[str, str]:
         known[f"epochs-60.rates.{arm}"] = f"{epochs:.1f}"
         known[f"rates-gaps.{arm}"] = f"{best.loc['bn'].max() - best.loc[arm].max():.1f}"
     for (recipe, arm), part in measure_fits(runs.dropna(subset="test")).groupby(["recipe", "arm"]):
-        known[f"epochs-70.{recipe}.{arm}"] = f"{part.epochs.mean(skipna=False):.1f}"
+        known[f"epochs-70.{recipe}.{arm}"] = f"{part.epochs.mean():.1f}"
         if recipe == "muon":
             known[f"gap.{arm}"] = f"{part.clean_gap.mean():.1f}"
     scales = take(get_scales(frame), moment="before").set_index("layer")
