@@ -361,8 +361,8 @@ def numbers(frame: pd.DataFrame) -> dict[str, str]:
 
     `muon.bn` is a mean final test accuracy (%), `muon.bn-gn` and `bn.muon-reference` differences of
     two (points); `batches-2` or `rates-1` can stand for a recipe. `gap` is training minus test
-    accuracy with `muon`, `epochs-70` the epochs to 70 %, `scales` how many times smaller the
-    deviation of a channel is in C10 than in C1, and `shift` the change of C10's gradient.
+    accuracy with `muon`, `epochs-70` the epochs to 70 % (of runs that get there), `scales` how many
+    times smaller the deviation of a channel is in C10 than in C1, `shift` C10's gradient's change.
     """
     claims = {"batches": get_batches(frame), "rates": get_claim(frame, "rates")}
     named = [c.assign(recipe=[f"{name}-{v:g}" for v in c.value]) for name, c in claims.items()]

@@ -295,9 +295,17 @@ SIGNIFICANT = {  # in each table, after Holm's correction over each question
 
 @pytest.mark.parametrize("name", SIGNIFICANT)
 def test_these_differences_are_significant_and_no_others(name):
-    table = COMPARISONS[name]
-    found = table[table.corrected < 0.05]
-    assert {f"{row.row} {row.column}" for row in found.itertuples()} == SIGNIFICANT[name]
+    found = COMPARISONS[name].query("corrected < 0.05")
+    assert set(found.row + " " + found.column) == SIGNIFICANT[name]
+
+
+def test_the_runs_that_are_compared_are_of_one_commit():
+    runs = report.get_runs(FRAME).query("recipe != 'onecycle' or arm != 'none' or seed < 3")
+    assert len(runs) == 77
+    environments = runs.result.str["environment"]
+    assert environments.str["clean"].all()
+    (commit,) = environments.str["commit"].unique()
+    assert commit[:7] in PAGES["experiments/README.md"]
 
 
 def test_leads_and_costs_are_those_of_the_means():
@@ -332,8 +340,8 @@ def test_the_error_of_images_is_that_of_the_results(cifar10_root):
 
 
 def test_the_norms_end_in_the_order_that_the_pages_tell():
-    runs = report.get_runs(FRAME)
-    means = runs.groupby(["recipe", "arm"]).test.mean().unstack()
+    tests = report.get_runs(FRAME).groupby(["recipe", "arm"]).test
+    means, lowest = tests.mean().unstack(), tests.nsmallest(2).round(1)
     norms = means[list(COMPARED)]
     assert norms.loc["reference"].idxmax() == norms.loc["onecycle"].idxmax() == "bn"
     apart = norms.max(axis=1) - norms.min(axis=1)
@@ -341,15 +349,12 @@ def test_the_norms_end_in_the_order_that_the_pages_tell():
     assert (norms.loc["muon"] > norms.loc["onecycle"]).all()
     assert (norms.loc["onecycle"] > norms.loc["reference"] + 4).all()
     assert (norms.loc["quick"] - pd.Series(PUBLISHED)).min() > 1
-    deviations = runs[runs.recipe == "reference"].groupby("arm").test.std()
-    off = (pd.Series(PUBLISHED) - norms.loc["reference"]) / deviations
-    layer = report.take(runs, recipe="reference", arm="ln").test
-    assert layer.nsmallest(2).round(1).tolist() == [73.9, 76.1]
+    off = (pd.Series(PUBLISHED) - norms.loc["reference"]) / tests.std().reference
+    assert lowest.reference.ln.tolist() == [73.9, 76.1]
     assert off[["bn", "ln"]].abs().max() < 3.04 < off.gn, "one more run's 95 %: t * sqrt(6 / 5)"
     assert (norms.loc["muon"] - means.loc["muon", "none"]).abs().max() < 1
     assert means.loc["onecycle", "none"] == 10, "it learns nothing"
-    alone = report.take(runs, recipe="onecycle", arm="he").test
-    assert alone.sort_values().round(1).tolist()[:2] == [52.5, 82.7]
+    assert lowest.onecycle.he.tolist() == [52.5, 82.7]
 
 
 def test_larger_rates_and_batches_do_what_the_pages_tell():
@@ -358,8 +363,7 @@ def test_larger_rates_and_batches_do_what_the_pages_tell():
     assert (means.loc["none"] == 10).all()
     assert means.drop(columns=3.0).idxmax().eq("bn").all(), "the most accurate at each rate"
     lost = rates[rates.test.isna() & rates.arm.isin(COMPARED)]
-    assert lost.groupby("arm").size().to_dict() == dict.fromkeys(COMPARED, 3)
-    assert set(lost.value) == {3}
+    assert lost.groupby(["value", "arm"]).size().to_dict() == {(3, norm): 3 for norm in COMPARED}
     batches = report.get_batches(FRAME)
     norms = report.get_means(batches).loc[list(COMPARED)]
     assert norms[[2, 4]].idxmin().eq("bn").all()

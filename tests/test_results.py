@@ -136,17 +136,6 @@ def test_the_committed_results_are_those_of_the_recipe(key):
         assert environment.get("clean", "commit" not in environment), "by code that is committed"
 
 
-def test_the_results_in_float32_are_of_one_commit():
-    runs = [run for key in COMMITTED if key[0] == "float32" for run in COMMITTED[key]]
-    baseline = (ROOT / "results" / "claims").rglob("baseline-*.json")
-    alone = [path for path in baseline if "sgd-0.03-none" not in path.name]  # it learns nothing
-    runs += map(records.load_result, alone)
-    assert len(runs) == 75
-    assert all(run["environment"]["clean"] for run in runs)
-    (commit,) = {run["environment"]["commit"] for run in runs}
-    assert commit[:7] in (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
-
-
 @pytest.mark.cifar10
 def test_committed_predictions_have_the_accuracy_that_is_said(cifar10_root):
     labels = load_cifar10(cifar10_root).test.tensors[1].tolist()
