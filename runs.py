@@ -1,82 +1,91 @@
-"""A run: its recipe, what it is known by, its checkpoint, and what its result says."""
+"""A run: its recipe, what identifies it, its checkpoint, and what its result records."""
 
 import contextlib
 import functools
 import io
 import json
+import math
 import os
 import platform
 import re
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import TensorDataset
 
-from cifar10 import CIFAR, GRATINGS
+from cifar10 import CIFAR, SAMPLE, Data
 
 # --- The recipe ----------------------------------------------------------------------------------
 
 
+def _number(default: float, low: float = 0, high: float = math.inf) -> Any:
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+def _choice(default: str, *others: str) -> Any:
+    return field(default=default, metadata={"known": (default, *others)})
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """Every hyperparameter of a run; the defaults are those of `onecycle`."""
+    """Every hyperparameter of a run, with its limits; the defaults are those of `onecycle`."""
 
     name: str
-    data: str = CIFAR  # or GRATINGS
-    epochs: int = 20  # as published
-    batch_size: int = 128  # images
-    optimizer: str = "sgd"  # or "muon"
-    lr: float = 0.05  # onecycle: the highest
-    affine_lr: float = 0.05  # muon: that of the scales and shifts, which SGD trains
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 5e-4  # sgd: on all parameters; muon: on the convolutions, decoupled
-    scheduler: str = "onecycle"  # or "step"
-    warmup: float = 0.2  # onecycle: share of the steps in which the rate rises to `lr`
-    start_factor: float = 0.1  # onecycle: the first step's learning rate, as a share of `lr`
-    step_epochs: int = 6  # step: epochs between two drops of the learning rate
-    step_factor: float = 0.1  # step: what a drop multiplies it by
-    loss: str = "nll"  # negative log likelihood
-    groups: int = 4  # of group normalization
-    dropout: float = 0.0  # probability
-    crop: int = 2  # pixels by which an image is shifted at most, in both directions
-    rotation: float = 0.0  # degrees by which an image is turned at most, either way
-    resize: float = 0.0  # share by which an image is enlarged or made smaller at most
-    flip: float = 0.5  # probability of a horizontal flip
-    small_epochs: int = 0  # first epochs, which see the images smaller: a step costs less
-    small_size: int = 24  # pixels a side of such an image
+    data: str = _choice(CIFAR, SAMPLE)
+    epochs: int = _number(20, 1)  # as published
+    batch_size: int = _number(128, 1)  # images
+    optimizer: str = _choice("sgd", "muon", "normalized", "adamw")
+    lr: float = _number(0.05)  # onecycle: the highest
+    affine_lr: float = _number(0.05)  # muon: of the scales and shifts, which SGD trains
+    momentum: float = _number(0.9, 0, 1)
+    nesterov: bool = _number(True, 0, 1)
+    weight_decay: float = _number(5e-4)  # sgd: all parameters; others: convolutions, decoupled
+    scheduler: str = _choice("onecycle", "step")
+    warmup: float = _number(0.2, 0, 1)  # onecycle: share of the steps in which the rate rises
+    start_factor: float = _number(0.1, 1e-6, 1)  # onecycle: first learning rate, as a share of `lr`
+    step_epochs: int = _number(6, 1)  # step: epochs between two drops of the learning rate
+    step_factor: float = _number(0.1)  # step: what a drop multiplies it by
+    loss: str = _choice("nll")  # negative log likelihood
+    groups: int = _number(4, 1)  # of group normalization
+    dropout: float = _number(0.0, 0, 0.99)  # probability
+    crop: int = _number(2, 0, 31)  # most pixels of a random shift; fewer than the image has
+    rotation: float = _number(0.0)  # most degrees of a random turn, either way
+    resize: float = _number(0.0, 0, 0.99)  # most that an image grows or shrinks, as a share
+    flip: float = _number(0.5, 0, 1)  # probability of a horizontal flip
+    small_epochs: int = _number(0)  # first epochs, on smaller images: a step costs less
+    small_size: int = _number(24, 20)  # pixels per side of such an image; C10 needs 20
 
     def __post_init__(self):
         if not re.fullmatch(r"\w[\w.+-]{,99}", str(self.name), re.ASCII):
             raise ValueError(f"name is {self.name!r}, but must be fit for the name of a file")
-        for field in fields(self)[1:]:
-            value = getattr(self, field.name)
-            if field.type is str:
-                check_choice(field.name, value, _KNOWN[field.name])
-                continue
-            low, high = _LOWEST.get(field.name, 0), _HIGHEST.get(field.name, 3e38)
-            if not low <= value <= high:  # also for nan
-                raise ValueError(f"{field.name} is {value!r}, but must be from {low} to {high}")
+        for item in fields(self)[1:]:
+            value = getattr(self, item.name)
+            if known := item.metadata.get("known"):
+                check_choice(item.name, value, known)
+            else:  # stored as Python's own number, whatever library's it was
+                object.__setattr__(self, item.name, _convert(item, value))
 
 
-_KNOWN = {
-    "data": (CIFAR, GRATINGS),
-    "optimizer": ("sgd", "muon"),
-    "scheduler": ("onecycle", "step"),
-    "loss": ("nll",),
-}
-_LOWEST = {"epochs": 1, "groups": 1, "small_size": 20}  # of a smaller image C10 leaves nothing
-_HIGHEST = {  # which PyTorch would take without a word, and train nothing or something else
-    **dict.fromkeys(("momentum", "warmup", "start_factor", "flip"), 1),
-    "crop": 31,  # a reflection is shorter than the image
-    **dict.fromkeys(("dropout", "resize"), 0.99),
-}
+def _convert(item: Any, value: Any) -> int | float | bool:
+    """Return `value` in the type of the recipe's field; ValueError outside the field's limits."""
+    low, high = item.metadata["low"], item.metadata["high"]
+    number = item.type(value) if math.isfinite(value) else value
+    is_flag = isinstance(value, bool) and item.type is not bool
+    if is_flag or number != value or not low <= number <= high or number == math.inf:
+        kind = "a whole number" if item.type is int else "a number"
+        limits = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
+        raise ValueError(f"{item.name} is {value!r}, but must be {kind} {limits}")
+    return number
 
 
 def check_choice(name: str, value: str, known: Iterable[str]) -> None:
@@ -102,8 +111,7 @@ RECIPES = {
             crop=0,
             flip=0.1,
         ),
-        # Proves in seconds that everything runs. No flip: it would turn 18 degrees into 162.
-        replace(_MUON, name="smoke", data=GRATINGS, epochs=3, batch_size=64, flip=0.0),
+        replace(_MUON, name="smoke", data=SAMPLE, epochs=5, batch_size=64),  # a first look
     )
 }
 
@@ -122,8 +130,10 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 class Labels(dict):
+    """Names for display; a norm of the user's own is shown as it is."""
+
     def __missing__(self, name: str) -> str:
-        return name  # of a norm of the user's own
+        return name
 
 
 LABELS = Labels(bn="Batch", gn="Group", ln="Layer", none="None", he="None, He init")
@@ -131,7 +141,7 @@ LABELS = Labels(bn="Batch", gn="Group", ln="Layer", none="None", he="None, He in
 
 @dataclass(frozen=True)
 class Run:
-    """What a run is known by. `norm` is one of models.NORMS, or "he" for He initialization."""
+    """What identifies a run. `norm` is one of models.NORMS, or "he" for He initialization."""
 
     recipe: Recipe
     norm: str
@@ -157,7 +167,7 @@ class Run:
         return f"{what} normalization, {how}"
 
     def get_path(self, folder: str | Path, suffix: str) -> Path:
-        """Return where in `folder` a file of this run lies, by its precision and its name."""
+        """Return the path of this run's file in `folder`, by precision and name."""
         return Path(folder) / self.precision / f"{self.name}{suffix}"
 
 
@@ -169,6 +179,20 @@ def get_seed(value: str | int) -> int:
             f"SEED is {value!r}, but must be a whole number from 0 to {2**32 - 1}, such as SEED=1"
         )
     return int(text)
+
+
+# --- The record ----------------------------------------------------------------------------------
+
+
+class Training(NamedTuple):
+    """What trains: `utils.assemble` makes it as the notebooks do, and `utils.fit` takes it."""
+
+    model: nn.Module
+    train_loader: Any  # utils.Loader
+    test_loader: Any
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler
+    criterion: Any  # log-probabilities (N, 10) and labels (N,) to a loss
 
 
 def get_device_name(device: torch.device) -> str:
@@ -196,86 +220,137 @@ def get_code() -> dict[str, str | bool]:
     root = Path(__file__).resolve().parent
     if not (root / ".git").exists():
         return {}
+    # Git's variables can name another repository.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def ask(*what: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *what], capture_output=True, check=True)
-        return done.stdout.decode().strip()
+        command = ["git", "-C", str(root), *what]
+        return subprocess.run(command, capture_output=True, check=True, env=env).stdout.decode()
 
     try:
         changes = ask("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
-        return {"commit": ask("rev-parse", "HEAD"), "clean": not changes}
+        return {"commit": ask("rev-parse", "HEAD").strip(), "clean": not changes.strip()}
     except (OSError, subprocess.CalledProcessError):
         return {}
 
 
-def describe(run: Run, data: Any, device: torch.device) -> dict[str, Any]:
-    """Return what every result says of its run, its data and what the digits depend on."""
+def describe_run(run: Run, data: Data) -> dict[str, Any]:
+    """Return what every result records of its run, its data and its environment."""
     sizes = {"train_size": len(data.train), "test_size": len(data.test)}
+    checksums = [get_checksum(part) for part in (data.train, data.test)]
     return {
         "recipe": asdict(run.recipe),
         "norm": run.norm,
         "seed": run.seed,
-        "data": {"name": run.recipe.data, **sizes},
-        "environment": get_environment(device, run.precision),
+        "data": {"name": run.recipe.data, **sizes, "checksums": checksums},
+        "environment": get_environment(data.train.tensors[0].device, run.precision),
     }
 
 
-def describe_parts(model, train_loader, test_loader, optimizer, scheduler, criterion) -> dict:
-    """Return what trains, without its state, as JSON: it need not be what the recipe says."""
-    groups = [
-        {"size": len(group["params"])} | {k: v for k, v in group.items() if k not in _MOVING}
-        for group in optimizer.param_groups
-    ]
-    parts = {
+def get_checksum(dataset: TensorDataset) -> int:
+    """Return the CRC-32 of the images and the labels of a data set."""
+    arrays = [tensor.contiguous().cpu().numpy() for tensor in dataset.tensors]
+    return functools.reduce(lambda crc, array: zlib.crc32(array, crc), arrays, 0)
+
+
+def describe_training(training: Training) -> dict[str, Any]:
+    """Return what trains, as JSON, without weights: it may differ from the recipe.
+
+    The rate, the position of the schedule and whatever else moves in training are left out, so that
+    two descriptions of one run are equal at any time.
+    """
+    model, train_loader, test_loader, optimizer, scheduler, criterion = training
+    parameters = list(model.parameters())
+    groups = [{"size": len(g["params"])} | _drop_moving(g) for g in optimizer.param_groups]
+    settings = {k: v for k, v in getattr(criterion, "__dict__", {}).items() if k[0] != "_"}
+    settings |= criterion.state_dict() if isinstance(criterion, nn.Module) else {}
+    description = {
         "network": str(model),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in parameters),
+        "trainable": sum(p.numel() for p in parameters if p.requires_grad),
         "optimizer": {"class": type(optimizer).__name__, "groups": groups},
-        "scheduler": _describe(scheduler, scheduler.state_dict()),
-        "loss": _describe(criterion, vars(criterion)),
+        "scheduler": {"class": type(scheduler).__name__} | _drop_moving(scheduler.state_dict()),
+        "loss": {"class": type(criterion).__name__, "text": str(criterion)}
+        | _drop_moving(settings),
         "train_loader": str(train_loader),
         "test_loader": str(test_loader),
     }
-    said = json.dumps(parts, default=str)
-    return json.loads(re.sub(r" at 0x\w+", "", said))  # a function's place differs in each run
+    return _make_plain(description)
 
 
-_MOVING = ("params", "lr", "last_epoch", "training")  # what no recipe says
+_MOVING = {"params", "lr", "last_epoch", "training", "T_cur", "T_i"}
+_MOVING |= {"_step_count", "_last_lr", "_is_initial", "_get_lr_called_within_step"}
 
 
-def _describe(part: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
-    settings = {k: v for k, v in fields.items() if isinstance(v, int | float | str)}
-    settings = {k: v for k, v in settings.items() if k[0] != "_" and k not in _MOVING}
-    return {"class": type(part).__name__, **settings}
+def _drop_moving(state: Any) -> Any:
+    """Return the state, at all its levels, without the keys that move in training."""
+    if isinstance(state, Mapping):
+        return {k: _drop_moving(v) for k, v in state.items() if k not in _MOVING}
+    return [_drop_moving(part) for part in state] if isinstance(state, list | tuple) else state
+
+
+def _make_plain(nest: Any) -> Any:
+    """Return the nest as what JSON holds: tensors as lists, a nan as null, other objects as text.
+
+    An object's address is left out, since it differs from process to process.
+    """
+
+    def spell(part: Any) -> Any:
+        return part.tolist() if hasattr(part, "tolist") else re.sub(r" at 0x\w+", "", str(part))
+
+    text = json.dumps(nest, default=spell)
+    return json.loads(re.sub(r" at 0x\w+", "", text), parse_constant=lambda _: None)
+
+
+def make_json(result: Mapping[str, Any]) -> bytes:
+    """Return a result as JSON; a number that JSON does not have, such as nan, becomes null."""
+    return (json.dumps(_make_plain(result), indent=1, allow_nan=False) + "\n").encode()
+
+
+def is_same_recipe(theirs: Mapping[str, Any], recipe: Recipe) -> bool:
+    """Return whether `theirs`, from a result, are the fields of the recipe.
+
+    A field that is newer than the result had no effect then, as it has none at its default; one
+    that has gone since had none if it was off.
+    """
+    ours = asdict(recipe)
+    gone = {name: value for name, value in theirs.items() if name not in ours and not value}
+    return asdict(Recipe(recipe.name)) | theirs == ours | gone
 
 
 def say(line: str) -> None:
-    """Print a line; from a notebook also in the terminal in which its kernel was started."""
+    """Print a line; from a notebook also to the terminal, where nbconvert shows nothing else."""
     print(line, flush=True)
     if type(sys.stdout).__module__.startswith("ipykernel"):
         with contextlib.suppress(AttributeError, OSError, ValueError):  # there may be none
-            os.write(sys.stderr.fileno(), f"{line}\n".encode())  # a kernel's own keeps the old one
+            os.write(sys.stderr.fileno(), f"{line}\n".encode())  # the descriptor is the terminal's
 
 
 # --- Checkpoint ----------------------------------------------------------------------------------
 
 
 class Checkpoint:
-    """The whole state of a run after its last finished epoch, in one file of `folder`."""
+    """The whole state of a run after its last finished epoch, in one file of `folder`.
 
-    def __init__(self, run: Run, parts: tuple, folder: str | Path):
-        model, _, _, optimizer, scheduler, _ = parts
+    `environments` lists those in which the run was trained so far, the current one last.
+    """
+
+    def __init__(self, run: Run, training: Training, folder: str | Path):
         self.path = run.get_path(folder, ".pt")
-        self.parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-        self.device = next(model.parameters()).device
-        # Only a run of which all of this is the same would end in the same digits.
-        environment = get_environment(self.device, run.precision)
-        self.identity = {**asdict(run), "environment": environment, **describe_parts(*parts)}
+        self.parts = {name: getattr(training, name) for name in ("model", "optimizer", "scheduler")}
+        self.device = next(training.model.parameters()).device
+        self.environments = [get_environment(self.device, run.precision)]
+        # A run of which any of this differs is another run.
+        loaders = (training.train_loader, training.test_loader)
+        self.identity = asdict(run) | describe_training(training)
+        self.identity["data"] = [get_checksum(loader.dataset) for loader in loaders]
 
     def save(self, history: Mapping[str, list[float]]) -> None:
-        """Put the state in the place of the last one, at once, if all of it is finite."""
+        """Replace the last state, all at once, if every number is finite."""
         state = {name: part.state_dict() for name, part in self.parts.items()}
         check_finite(**history, weights=state["model"], momentum=state["optimizer"])
-        state |= {"identity": self.identity, "history": history, "cpu_rng": torch.get_rng_state()}
+        state |= {"identity": self.identity, "history": history}
+        state |= {"environments": self.environments, "cpu_rng": torch.get_rng_state()}
         if self.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
         write_whole({self.path: make_pt(state)})
@@ -288,24 +363,32 @@ class Checkpoint:
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         torch.set_rng_state(state["cpu_rng"])
-        if self.device.type == "cuda":
+        if "cuda_rng" in state and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         done = len(state["history"]["lr"])
         say(f"Going on after epoch {done} from {self.path}; to start over, delete that file.")
+        now, before = self.environments[-1], state["environments"]
+        if before[-1] != now:
+            names = dict.fromkeys([*before[-1], *now])
+            changes = [(k, before[-1].get(k), now.get(k)) for k in names]
+            told = [f"{k} was {old}, is {new}" for k, old, new in changes if old != new]
+            say(f"The last digits may differ from those of one session: {'; '.join(told)}.")
+        self.environments = before + [now] * (before[-1] != now)
         return state["history"]
 
     def _read(self) -> dict[str, Any]:
-        problem = "is damaged"
+        """Return the saved state; ValueError if it is damaged or another run's."""
+        content, state = io.BytesIO(self.path.read_bytes()), {}
         with contextlib.suppress(Exception):  # a damaged file can raise anything
-            with zipfile.ZipFile(self.path) as archive:
-                whole = archive.testzip() is None  # torch.load does not look at the checksums
-            state = torch.load(self.path, map_location="cpu", weights_only=True) if whole else {}
-            theirs = state.get("identity", {})
-            if theirs == self.identity:
-                return state
-            if theirs:
-                other = [k for k, v in self.identity.items() if theirs.get(k) != v]
-                problem = f"was made with another {', '.join(other)}"
+            whole = zipfile.ZipFile(content).testzip() is None  # torch.load ignores checksums
+            content.seek(0)
+            state = torch.load(content, map_location="cpu", weights_only=True) if whole else {}
+        if not (theirs := state.get("identity")):
+            problem = "is damaged"
+        elif other := [name for name in self.identity if theirs.get(name) != self.identity[name]]:
+            problem = f"is of another run: its {', '.join(other).replace('_', ' ')} differs"
+        else:
+            return state
         raise ValueError(f"{self.path} {problem}. Move or delete it, and run this again.")
 
 
@@ -326,9 +409,10 @@ def check_finite(**kept: Any) -> None:
 def write_whole(contents: Mapping[Path, bytes]) -> None:
     """Write a file for each path; when all are on the disk, put each in its place, in that order.
 
-    Raises OSError if one can't be written, with what was there before left as it was.
+    Raises OSError if one can't be written. It names those whose old content is kept.
     """
     parts = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in contents}
+    left = list(contents)
     try:
         for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -338,33 +422,15 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
                 os.fsync(file.fileno())
         for path, part in parts.items():
             part.replace(path)
+            left.remove(path)
     except OSError as error:
-        names = " and ".join(map(str, contents))
+        names = " and ".join(map(str, left))
         said = f"{names} could not be written ({error.strerror}); what was there is kept"
         raise OSError(error.errno, said) from None
     finally:
         for part in parts.values():
             with contextlib.suppress(OSError):
                 part.unlink()
-
-
-# --- Result --------------------------------------------------------------------------------------
-
-
-def is_same_recipe(theirs: Mapping[str, Any], recipe: Recipe) -> bool:
-    """Return whether `theirs`, of a result, are the fields of the recipe.
-
-    A field that is newer than the result had no effect then, as it has none at its default; one
-    that is gone since had none if it was off.
-    """
-    ours = asdict(recipe)
-    gone = {name: value for name, value in theirs.items() if name not in ours and not value}
-    return asdict(Recipe(recipe.name)) | theirs == ours | gone
-
-
-def make_json(result: Mapping[str, Any]) -> bytes:
-    """Return a result as JSON; ValueError for a number that JSON does not have."""
-    return (json.dumps(result, indent=1, allow_nan=False) + "\n").encode()
 
 
 def make_pt(state: Mapping[str, Any]) -> bytes:

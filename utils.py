@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -19,13 +20,10 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as v2_functional
 
 import runs
-from cifar10 import CIFAR, MEAN, STD, Data, draw_gratings, load_cifar10
+from cifar10 import CIFAR, MEAN, STD, Data, load_cifar10, load_sample
 from models import Session8Net, initialize_he
-from runs import LABELS, PRECISIONS, Checkpoint, Recipe, Run, check_choice, say
-from runs import RECIPES as RECIPES  # these four for the notebooks
-from runs import get_device_name as get_device_name
-from runs import get_recipe as get_recipe
-from runs import get_seed as get_seed
+from runs import LABELS, PRECISIONS, Checkpoint, Recipe, Run, Training, check_choice, say
+from runs import RECIPES as RECIPES  # for the notebooks
 
 # --- The device ----------------------------------------------------------------------------------
 
@@ -75,7 +73,7 @@ def keep_memory() -> None:
 
 def get_data(recipe: Recipe, root: str | Path | None, device: torch.device) -> Data:
     """Return the recipe's data on `device`; CIFAR-10 is read from `root`: see `load_cifar10`."""
-    return (load_cifar10(root) if recipe.data == CIFAR else draw_gratings()).to(device)
+    return (load_cifar10(root) if recipe.data == CIFAR else load_sample()).to(device)
 
 
 @dataclass(frozen=True)
@@ -186,27 +184,36 @@ class Loader:
 
 
 def get_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer; "muon" moves all but convolutions by SGD without decay."""
+    """Return the recipe's optimizer.
+
+    "sgd" moves all parameters alike. The others decay the convolutions' kernels alone; "muon" and
+    "normalized" move whatever else there is by SGD, at `recipe.affine_lr`.
+    """
     options = {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
-    if recipe.optimizer == "muon":
-        kernels = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
-        others = [p for p in model.parameters() if not any(p is kernel for kernel in kernels)]
-        return Muon(
-            [
-                {"params": kernels, "lr": recipe.lr, "weight_decay": recipe.weight_decay},
-                {"params": others, "lr": recipe.affine_lr, "orthogonal": False},
-            ],
-            **options,
-        )
-    decay = {"weight_decay": recipe.weight_decay}
-    return torch.optim.SGD(model.parameters(), lr=recipe.lr, **decay, **options)
+    if recipe.optimizer == "sgd":
+        decay = {"weight_decay": recipe.weight_decay}
+        return torch.optim.SGD(model.parameters(), lr=recipe.lr, **decay, **options)
+    # A parametrized convolution holds its kernel under another name, and two may share one.
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    every = [p for m in convolutions for p in m.parameters() if p.shape == m.weight.shape]
+    kernels = {id(p): p for p in every}
+    others = [p for p in model.parameters() if id(p) not in kernels]
+    groups = [
+        {"params": [*kernels.values()], "lr": recipe.lr, "weight_decay": recipe.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999))
+    groups[1] |= {"lr": recipe.affine_lr, "orthogonal": False}
+    return {"muon": Muon, "normalized": Normalized}[recipe.optimizer](groups, **options)
 
 
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024): SGD with momentum whose every update is made orthogonal.
 
     A parameter (out, ...) moves by a matrix (out, all else) whose singular values are all near 1,
-    so that no direction of it is neglected. A group with `orthogonal=False` is moved by plain SGD.
+    so that no direction of it is neglected. Plain SGD moves a parameter of fewer than two
+    dimensions, and a group with `orthogonal=False`.
     """
 
     def __init__(self, params, lr=0.02, momentum=0.95, nesterov=True, weight_decay=0.0):
@@ -228,18 +235,29 @@ class Muon(torch.optim.Optimizer):
             self.state[weight]["momentum_buffer"] = torch.zeros_like(gradient)
         average = self.state[weight]["momentum_buffer"]
         weight.mul_(1 - lr * group["weight_decay"])
-        if not group["orthogonal"]:
+        if weight.ndim < 2 or not group["orthogonal"]:
             average.mul_(momentum).add_(gradient)
             update = gradient.add(average, alpha=momentum) if group["nesterov"] else average
             weight.add_(update, alpha=-lr)
-            return
-        average.lerp_(gradient, 1 - momentum)
-        update = gradient.lerp(average, momentum) if group["nesterov"] else average
+        else:
+            average.lerp_(gradient, 1 - momentum)
+            self._turn(
+                weight, gradient.lerp(average, momentum) if group["nesterov"] else average, lr
+            )
+
+    def _turn(self, weight: nn.Parameter, update: torch.Tensor, lr: float) -> None:
         # The columns in the order of channels_last, in which a convolution's weights lie.
         update = update.movedim(1, -1)
         matrix = orthogonalize(update.flatten(1))
         rate = lr * max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
         weight.add_(matrix.view(update.shape).movedim(-1, 1), alpha=-rate)
+
+
+class Normalized(Muon):
+    """Muon without the orthogonality: every update of a kernel is scaled to a mean square of 1."""
+
+    def _turn(self, weight: nn.Parameter, update: torch.Tensor, lr: float) -> None:
+        weight.add_(update / update.square().mean().sqrt().clamp(min=1e-12), alpha=-lr)
 
 
 def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
@@ -354,17 +372,20 @@ def make_model(arm: str, recipe: Recipe) -> nn.Module:
     return Session8Net(arm, recipe.groups, recipe.dropout)
 
 
-def assemble(run: Run, data: Data) -> tuple:
-    """Return all that `fit` takes behind the run, made as the notebooks do, on its device."""
+def assemble(run: Run, data: Data, make: Callable = make_model) -> Training:
+    """Return what trains the run on its data, made as the notebooks do, on the data's device.
+
+    `make` returns the network for a norm and a recipe.
+    """
     recipe, device = run.recipe, data.train.tensors[0].device
     transforms = get_train_transforms(recipe)
     train_loader = Loader(data.train, transforms, recipe.batch_size, shuffle=True)
     test_loader = Loader(data.test, get_test_transforms(), recipe.batch_size)
     set_seed(run.seed)
-    model = make_model(run.norm, recipe).to(device, memory_format=torch.channels_last)
+    model = make(run.norm, recipe).to(device, memory_format=torch.channels_last)
     optimizer = get_optimizer(model, recipe)
     scheduler = get_scheduler(optimizer, recipe, len(train_loader))
-    return model, train_loader, test_loader, optimizer, scheduler, get_loss(recipe)
+    return Training(model, train_loader, test_loader, optimizer, scheduler, get_loss(recipe))
 
 
 # What a history has for each epoch, and how it is printed: the first step's learning rate, the mean
@@ -381,27 +402,41 @@ COLUMNS = {
     "seconds": ".1f",
 }
 CLEAN = 10_000
-_trained = weakref.WeakSet()  # models that `fit` has begun to train
 
 
-def fit(
-    run, model, train_loader, test_loader, optimizer, scheduler, criterion, folder="checkpoints"
-) -> dict[str, list[float]]:
+class _Trained(NamedTuple):
+    """What `fit` keeps of a model that it has trained, without a reference to the model."""
+
+    how: tuple  # its run, and all of its Training but the model
+    history: dict[str, list[float]]
+    checkpoint: Path
+    environments: list[dict]
+
+
+_trained: weakref.WeakKeyDictionary[nn.Module, _Trained] = weakref.WeakKeyDictionary()
+
+
+def fit(run: Run, training: Training, folder: str | Path = "checkpoints") -> dict[str, list[float]]:
     """Train for the recipe's epochs, print a line after each, and return the history by epoch.
 
     The history has a list for each of COLUMNS. Every epoch ends with a checkpoint in `folder`, from
     which the same run goes on. Raises FloatingPointError if a number is not finite (the last
-    checkpoint stays), ValueError for a checkpoint that is damaged or of another run, and
-    RuntimeError for a model already trained.
+    checkpoint stays), ValueError for a checkpoint that is damaged or of another run and for parts
+    that do not belong together, and RuntimeError for a model already trained in another way.
     """
-    parts = (model, train_loader, test_loader, optimizer, scheduler, criterion)
-    checkpoint = Checkpoint(run, parts, folder)
-    set_seed(run.seed)
-    history = checkpoint.load() or {column: [] for column in COLUMNS}
+    model, train_loader, test_loader, optimizer, scheduler, criterion = training
+    _check_parts(training)
+    checkpoint, before = Checkpoint(run, training, folder), _trained.get(model)
+    how = (run, *training[1:])
+    if before and before.how == how and not checkpoint.path.exists():
+        history = before.history  # the cell is run again
+    else:
+        set_seed(run.seed)
+        history = checkpoint.load() or {column: [] for column in COLUMNS}
     done = len(history["lr"])
-    if scheduler.last_epoch != done * len(train_loader) or (not done and model in _trained):
+    if scheduler.last_epoch != done * len(train_loader) or (before and not done):
         raise RuntimeError("This model is trained already: run the notebook from block 5 on.")
-    _trained.add(model)
+    _trained[model] = _Trained(how, history, checkpoint.path, checkpoint.environments)
     clean = TensorDataset(*train_loader.dataset[:CLEAN])
     clean_loader = Loader(clean, test_loader.transforms, test_loader.batch_size)
     say("epoch" + "".join(f"{column:>{max(10, len(column) + 2)}}" for column in COLUMNS))
@@ -421,6 +456,21 @@ def fit(
     return history
 
 
+def _check_parts(training: Training) -> None:
+    """Raise ValueError if the optimizer or the scheduler is not that of the model."""
+    model, _, _, optimizer, scheduler, _ = training
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    wanted = {name: id(p) for name, p in model.named_parameters() if p.requires_grad}
+    if left := [name for name, number in wanted.items() if number not in held]:
+        raise ValueError(
+            f"The optimizer lacks {len(left)} of the model's {len(wanted)} parameters, such as "
+            f"{left[0]}. Run the cell again that makes the optimizer; a parameter that is not to "
+            "be trained has requires_grad=False."
+        )
+    if getattr(scheduler, "optimizer", optimizer) is not optimizer:
+        raise ValueError("The scheduler is of another optimizer. Run the cell that makes it again.")
+
+
 def format_epoch(history: Mapping[str, Sequence[float]], epoch: int, epochs: int) -> str:
     """Return the line of an epoch, with the minutes that are left after it."""
     cells = (
@@ -432,47 +482,35 @@ def format_epoch(history: Mapping[str, Sequence[float]], epoch: int, epochs: int
 
 
 def save_result(
-    run: Run, data: Data, parts: tuple, history, clean_train_acc, prediction, folder="runs"
+    run: Run, data: Data, training: Training, history, clean_train_acc, prediction, folder="runs"
 ) -> str:
     """Write the run's JSON and its weights to `folder`, and return a sentence that says so.
 
-    `parts` are those that `fit` trained. `clean_train_acc` is the accuracy (%) on all training
-    images in evaluation mode, `prediction` the log-probabilities (N, 10) of the test set. Nothing
-    is written for stand-in data, and for parts or epochs that are not the recipe's.
+    `clean_train_acc` is the accuracy (%) on all training images in evaluation mode, `prediction`
+    the log-probabilities (N, 10) of the test set. A run on the sample writes nothing. The
+    checkpoint goes when the result is on the disk.
     """
-    path = run.get_path(folder, ".json")
-    if data.stand_in:
-        said = f"Nothing was written: this run was on {run.recipe.data}."
-    elif other := _find_difference(run, data, parts, history):
-        said = (
-            f"Nothing was written: this run's {', '.join(other)} is not what recipe "
-            f"{run.recipe.name!r} says, and its result would stand under that name. Change the "
-            "recipe, or add one, and run the notebook again."
-        )
-    else:
-        weights, kept = parts[0].state_dict(), {"test prediction": prediction}
-        runs.check_finite(**history, accuracy=clean_train_acc, weights=weights, **kept)
-        result = runs.describe(run, data, prediction.device)
-        result |= get_outcome(parts, history, clean_train_acc, prediction)
-        contents = {path.with_suffix(".pt"): runs.make_pt(weights), path: runs.make_json(result)}
-        runs.write_whole(contents)
+    path, trained = run.get_path(folder, ".json"), _trained.get(training.model)
+    if run.recipe.data == CIFAR:
+        result = runs.describe_run(run, data)
+        if trained and len(trained.environments) > 1:
+            result["earlier_environments"] = trained.environments[:-1]
+        result |= get_outcome(training, history, clean_train_acc, prediction)
+        weights = runs.make_pt(training.model.state_dict())
+        runs.write_whole({path.with_suffix(".pt"): weights, path: runs.make_json(result)})
         said = f"Written: {path.as_posix()} and {path.stem}.pt, the weights."
-    run.get_path("checkpoints", ".pt").unlink(missing_ok=True)
+    else:
+        said = f"Nothing was written: this run was on {run.recipe.data}."
+    if trained:
+        trained.checkpoint.unlink(missing_ok=True)
     return said
 
 
-def get_outcome(parts: tuple, history: Mapping, clean_train_acc: float, prediction) -> dict:
+def get_outcome(training: Training, history: Mapping, clean_train_acc: float, prediction) -> dict:
     """Return what trained, and what came out: the arguments are those of `save_result`."""
     digits = "".join(map(str, prediction.argmax(dim=1).tolist()))
     outcome = {"history": history, "clean_train_acc": clean_train_acc, "test_predictions": digits}
-    return runs.describe_parts(*parts) | outcome
-
-
-def _find_difference(run: Run, data: Data, parts: tuple, history: Mapping) -> list[str]:
-    """Return what of a run is not as its recipe makes it."""
-    trained, meant = (runs.describe_parts(*made) for made in (parts, assemble(run, data)))
-    other = [name for name in meant if trained[name] != meant[name]]
-    return other + ["epochs"] * (len(history["lr"]) != run.recipe.epochs)
+    return runs.describe_training(training) | outcome
 
 
 # --- The plots -----------------------------------------------------------------------------------

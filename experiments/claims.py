@@ -27,11 +27,11 @@ from cifar10 import Data
 from experiments import results as records
 from experiments.replicate import add_options, get_runs, run_left
 from experiments.results import COMPARED, ROOT
-from runs import check_finite, describe, make_json, write_whole
+from runs import RECIPES, Recipe, Run, check_finite, describe_run, make_json, write_whole
 
 FOLDER, TUNING = (ROOT / "results" / name for name in ("claims", "tuning"))
 CHECKPOINTS = ROOT / "checkpoints" / "claims"
-SGD, MUON = map(utils.get_recipe, ("onecycle", "muon"))
+SGD, MUON = RECIPES["onecycle"], RECIPES["muon"]
 ARMS = ("none", "he", "bn", "gn", "ln")
 Tensors = dict[str, torch.Tensor]  # the parameters of a network, or their gradients, by name
 
@@ -46,41 +46,43 @@ WATCHED = ("C2", "C5", "C8", "C10")  # layers whose gradient is compared
 DISTANCES = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)  # along the gradient, times the rate
 
 
-def measure_history(run: utils.Run, data: Data) -> dict:
+def measure_history(run: Run, data: Data) -> dict:
     """Train, and return the history."""
-    return {"history": utils.fit(run, *utils.assemble(run, data), folder=CHECKPOINTS)}
+    return {"history": utils.fit(run, utils.assemble(run, data), CHECKPOINTS)}
 
 
-def measure_final(run: utils.Run, data: Data) -> dict:
+def measure_final(run: Run, data: Data) -> dict:
     """Train, and return what a result of a notebook has, too."""
-    model, _, test_loader, *_, criterion = parts = utils.assemble(run, data)
-    history = utils.fit(run, *parts, folder=CHECKPOINTS)
+    training = utils.assemble(run, data)
+    history = utils.fit(run, training, CHECKPOINTS)
+    test_loader, criterion = training.test_loader, training.criterion
     clean = utils.Loader(data.train, test_loader.transforms, test_loader.batch_size)
-    accuracy = utils.test(model, clean, criterion, run.precision)[1]
-    prediction = utils.predict(model, test_loader, run.precision)[0]
-    return utils.get_outcome(parts, history, accuracy, prediction)
+    accuracy = utils.test(training.model, clean, criterion, run.precision)[1]
+    prediction = utils.predict(training.model, test_loader, run.precision)[0]
+    return utils.get_outcome(training, history, accuracy, prediction)
 
 
-def measure_averages(run: utils.Run, data: Data) -> dict:
+def measure_averages(run: Run, data: Data) -> dict:
     """Train; also return the test accuracy (%) with the statistics of RECOMPUTED_ON images."""
-    model, _, test_loader, *_, criterion = parts = utils.assemble(run, data)
-    history = utils.fit(run, *parts, folder=CHECKPOINTS)
+    training = utils.assemble(run, data)
+    history = utils.fit(run, training, CHECKPOINTS)
     images = TensorDataset(*(tensor[:RECOMPUTED_ON] for tensor in data.train.tensors))
-    loader = utils.Loader(images, utils.get_test_transforms(), 1_000)
-    update_bn(loader, model)
-    return {"history": history, "recomputed_acc": utils.test(model, test_loader, criterion)[1]}
+    update_bn(utils.Loader(images, utils.get_test_transforms(), 1_000), training.model)
+    accuracy = utils.test(training.model, training.test_loader, training.criterion)[1]
+    return {"history": history, "recomputed_acc": accuracy}
 
 
-def measure_scales(run: utils.Run, data: Data) -> dict:
-    """Train; also return each channel's deviation by layer, before and after.
+def measure_scales(run: Run, data: Data) -> dict:
+    """Train; also return the standard deviation of each channel by layer, before and after.
 
-    It is over SCALE_IMAGES test images and all positions, of what a block puts out.
+    It is over SCALE_IMAGES test images and all positions of a block's output.
     """
-    model, *rest = utils.assemble(run, data)
+    training = utils.assemble(run, data)
     images = utils.get_test_transforms()(data.test.tensors[0][:SCALE_IMAGES])
-    before = get_deviations(model, images)
-    history = utils.fit(run, model, *rest, folder=CHECKPOINTS)
-    return {"history": history, "before": before, "after": get_deviations(model, images)}
+    before = get_deviations(training.model, images)
+    history = utils.fit(run, training, CHECKPOINTS)
+    after = get_deviations(training.model, images)
+    return {"history": history, "before": before, "after": after}
 
 
 @torch.inference_mode()
@@ -96,7 +98,7 @@ def get_deviations(model: nn.Module, images: torch.Tensor) -> dict[str, list[flo
     return deviations
 
 
-def measure_shift(run: utils.Run, data: Data) -> dict:
+def measure_shift(run: Run, data: Data) -> dict:
     """Train; return, for every SHIFT_EVERY-th step, its shift and the loss along its gradient."""
     model, loader, test_loader, optimizer, scheduler, criterion = utils.assemble(run, data)
     utils.set_seed(run.seed)
@@ -190,9 +192,9 @@ def get_line(get: Gradient, weights: Tensors, rate: float) -> dict:
 class Claim:
     """What is run for a claim, and what is measured in each run."""
 
-    measure: Callable[[utils.Run, Data], dict]
+    measure: Callable[[Run, Data], dict]
     arms: Sequence[str]
-    recipes: Mapping[str, utils.Recipe]  # by the value that is varied
+    recipes: Mapping[str, Recipe]  # by the value that is varied
     protocol: Mapping[str, object] = field(default_factory=dict)  # what else is fixed
     folder: Path = FOLDER
     seeds: Sequence[int] = (1, 2, 3)
@@ -209,7 +211,7 @@ FIELDS |= {"size": "small_size", "first": "small_epochs"}
 class Trials(dict):
     """The recipe of each trial, by its name: its search's start with the changes that it lists."""
 
-    def __missing__(self, name: str) -> utils.Recipe:
+    def __missing__(self, name: str) -> Recipe:
         recipe = replace(STARTS.get(name.split("-")[0], STARTS["start"]), name=name)
         for short, value in re.findall(r"(affine-lr|[a-z]+)-([\d.]+)", name):
             key = FIELDS.get(short, short)
@@ -225,7 +227,7 @@ PLAIN = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "scheduler": "
 AT_0_1 = {"0.1": replace(SGD, epochs=3, lr=0.1, flip=0.0, **PLAIN)}
 
 
-def vary(claim: str, recipes: Mapping[str, utils.Recipe], **changes) -> dict[str, utils.Recipe]:
+def vary(claim: str, recipes: Mapping[str, Recipe], **changes) -> dict[str, Recipe]:
     """Return the recipes, by their values, changed and named for the claim."""
     return {v: replace(recipe, name=f"{claim}-{v}", **changes) for v, recipe in recipes.items()}
 
@@ -248,10 +250,10 @@ def hold_out(data: Data, size: int) -> Data:
     """Return training images alone: those to train on, and `size` others, always the same ones."""
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
     parts = (TensorDataset(*data.train[index]) for index in (order[size:], order[:size]))
-    return Data(data.classes, *parts, data.stand_in)
+    return Data(data.classes, *parts)
 
 
-def run_claim(claim: str, run: utils.Run) -> str:
+def run_claim(claim: str, run: Run) -> str:
     """Make one run of a claim, write its JSON, and return a line that says what came out.
 
     A run that diverges is a result: it says where, and has no accuracy. One that is judged by
@@ -265,7 +267,7 @@ def run_claim(claim: str, run: utils.Run) -> str:
         said = f"{measured['history']['test_acc'][-1]:.2f} %"
     except FloatingPointError as error:
         measured, said = {"history": {}, "diverged": str(error)}, str(error)
-    text = make_json(describe(run, data, utils.get_device()) | {"protocol": protocol} | measured)
+    text = make_json(describe_run(run, data) | {"protocol": protocol} | measured)
     if held_out:
         text = text.replace(b'"test_', b'"validation_')
     write_whole({run.get_path(CLAIMS[claim].folder, ".json"): text})
@@ -273,7 +275,7 @@ def run_claim(claim: str, run: utils.Run) -> str:
     return said
 
 
-def make_job(claim: str, run: utils.Run) -> list[str]:
+def make_job(claim: str, run: Run) -> list[str]:
     """Return the module and the arguments that make this run alone."""
     value = run.recipe.name.removeprefix(f"{claim}-")
     options = f"{claim} --values {value} --arms {run.norm} --seeds {run.seed} --one"
