@@ -10,8 +10,8 @@ of `tuning`, for which the variable PRECISION chooses. The lab book says what ea
 import argparse
 import functools
 import json
+import math
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,8 +26,8 @@ import utils
 from cifar10 import Data
 from experiments import results as records
 from experiments.replicate import add_options, get_runs, run_left
-from experiments.results import COMPARED, ROOT
-from runs import RECIPES, Recipe, Run, check_finite, describe_run, make_json, write_whole
+from experiments.results import COMPARED, ROOT, SEEDS
+from runs import ADVICE, RECIPES, Recipe, Run, Training, describe_run, make_json, write_whole
 
 FOLDER, TUNING = (ROOT / "results" / name for name in ("claims", "tuning"))
 CHECKPOINTS = ROOT / "checkpoints" / "claims"
@@ -46,39 +46,37 @@ WATCHED = ("C2", "C5", "C8", "C10")  # layers whose gradient is compared
 DISTANCES = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)  # along the gradient, times the rate
 
 
-def measure_history(run: Run, data: Data) -> dict:
+def measure_history(run: Run, training: Training) -> dict:
     """Train, and return the history."""
-    return {"history": utils.fit(run, utils.assemble(run, data), CHECKPOINTS)}
+    return {"history": utils.fit(run, training, CHECKPOINTS)}
 
 
-def measure_final(run: Run, data: Data) -> dict:
+def measure_final(run: Run, training: Training) -> dict:
     """Train, and return what a result of a notebook has, too."""
-    training = utils.assemble(run, data)
     history = utils.fit(run, training, CHECKPOINTS)
     test_loader, criterion = training.test_loader, training.criterion
-    clean = utils.Loader(data.train, test_loader.transforms, test_loader.batch_size)
+    images = training.train_loader.dataset
+    clean = utils.Loader(images, test_loader.transforms, test_loader.batch_size)
     accuracy = utils.test(training.model, clean, criterion, run.precision)[1]
     prediction = utils.predict(training.model, test_loader, run.precision)[0]
     return utils.get_outcome(training, history, accuracy, prediction)
 
 
-def measure_averages(run: Run, data: Data) -> dict:
+def measure_averages(run: Run, training: Training) -> dict:
     """Train; also return the test accuracy (%) with the statistics of RECOMPUTED_ON images."""
-    training = utils.assemble(run, data)
     history = utils.fit(run, training, CHECKPOINTS)
-    images = TensorDataset(*(tensor[:RECOMPUTED_ON] for tensor in data.train.tensors))
+    images = TensorDataset(*training.train_loader.dataset[:RECOMPUTED_ON])
     update_bn(utils.Loader(images, utils.get_test_transforms(), 1_000), training.model)
     accuracy = utils.test(training.model, training.test_loader, training.criterion)[1]
     return {"history": history, "recomputed_acc": accuracy}
 
 
-def measure_scales(run: Run, data: Data) -> dict:
+def measure_scales(run: Run, training: Training) -> dict:
     """Train; also return the standard deviation of each channel by layer, before and after.
 
     It is over SCALE_IMAGES test images and all positions of a block's output.
     """
-    training = utils.assemble(run, data)
-    images = utils.get_test_transforms()(data.test.tensors[0][:SCALE_IMAGES])
+    images = utils.get_test_transforms()(training.test_loader.dataset[:SCALE_IMAGES][0])
     before = get_deviations(training.model, images)
     history = utils.fit(run, training, CHECKPOINTS)
     after = get_deviations(training.model, images)
@@ -98,9 +96,9 @@ def get_deviations(model: nn.Module, images: torch.Tensor) -> dict[str, list[flo
     return deviations
 
 
-def measure_shift(run: Run, data: Data) -> dict:
+def measure_shift(run: Run, training: Training) -> dict:
     """Train; return, for every SHIFT_EVERY-th step, its shift and the loss along its gradient."""
-    model, loader, test_loader, optimizer, scheduler, criterion = utils.assemble(run, data)
+    model, loader, test_loader, optimizer, scheduler, criterion = training
     utils.set_seed(run.seed)
     watched = {layer: f"layers.{layer}.conv.weight" for layer in WATCHED}
     rows, step = [], 0
@@ -116,15 +114,21 @@ def measure_shift(run: Run, data: Data) -> dict:
                 # None for what is not finite: far along the gradient the loss may overflow.
                 rows.append(json.loads(json.dumps(row), parse_constant=lambda _: None))
             loss = criterion(model(images), labels)
-            check_finite(**{f"loss in step {step + 1}, at rate {rate:g},": loss})
+            check_loss(loss.item(), f"in step {step + 1}, at rate {rate:g},")
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             scheduler.step()
             step += 1
     loss, accuracy = utils.test(model, test_loader, criterion)
-    check_finite(**{f"loss after the last step, at rate {rate:g},": loss})
+    check_loss(loss, f"after the last step, at rate {rate:g},")
     return {"history": {"test_loss": [loss], "test_acc": [accuracy]}, "rows": rows}
+
+
+def check_loss(loss: float, when: str) -> None:
+    """Raise FloatingPointError that says when, if the loss is not finite."""
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"The run diverged: its loss {when} is not finite. {ADVICE}")
 
 
 Gradient = Callable[[Tensors], tuple[float, Tensors]]  # of weights: the loss and its gradient
@@ -192,7 +196,7 @@ def get_line(get: Gradient, weights: Tensors, rate: float) -> dict:
 class Claim:
     """What is run for a claim, and what is measured in each run."""
 
-    measure: Callable[[Run, Data], dict]
+    measure: Callable[[Run, Training], dict]
     arms: Sequence[str]
     recipes: Mapping[str, Recipe]  # by the value that is varied
     protocol: Mapping[str, object] = field(default_factory=dict)  # what else is fixed
@@ -200,27 +204,70 @@ class Claim:
     seeds: Sequence[int] = (1, 2, 3)
 
 
-# Searches for a recipe: what each started from. A trial is named for its changes, for instance
-# muon-lr-0.02-batch-64. (The code of `small-cut` and `small-smoothing` is in commit 772d48b.)
+# Searches for a recipe: what each started from, and what each trial changed of it.
+# (The code of `small-cut` and `small-smoothing` is in commit 772d48b.)
 STARTS = {"start": replace(SGD, lr=0.1), "muon": MUON, "quick": replace(MUON, epochs=4)}
 STARTS["small"] = replace(MUON, epochs=4, lr=0.05, small_epochs=3)
-FIELDS = {"decay": "weight_decay", "batch": "batch_size", "affine-lr": "affine_lr"}
-FIELDS |= {"size": "small_size", "first": "small_epochs"}
-
-
-class Trials(dict):
-    """The recipe of each trial, by its name: its search's start with the changes that it lists."""
-
-    def __missing__(self, name: str) -> Recipe:
-        recipe = replace(STARTS.get(name.split("-")[0], STARTS["start"]), name=name)
-        for short, value in re.findall(r"(affine-lr|[a-z]+)-([\d.]+)", name):
-            key = FIELDS.get(short, short)
-            recipe = replace(recipe, **{key: type(getattr(recipe, key))(value)})
-        return recipe
-
+TRIALS = {
+    "start": {
+        "start": {},
+        "lr-0.025": {"lr": 0.025},
+        "lr-0.05": {"lr": 0.05},
+        "lr-0.2": {"lr": 0.2},
+        "lr-0.025-batch-64": {"lr": 0.025, "batch_size": 64},
+        "lr-0.05-crop-1": {"lr": 0.05, "crop": 1},
+        "lr-0.05-crop-3": {"lr": 0.05, "crop": 3},
+        "lr-0.05-decay-0.0002": {"lr": 0.05, "weight_decay": 0.0002},
+        "lr-0.05-decay-0.001": {"lr": 0.05, "weight_decay": 0.001},
+        "lr-0.05-rotation-3-resize-0.05": {"lr": 0.05, "rotation": 3.0, "resize": 0.05},
+        "lr-0.05-warmup-0.1": {"lr": 0.05, "warmup": 0.1},
+        "lr-0.05-warmup-0.4": {"lr": 0.05, "warmup": 0.4},
+    },
+    "muon": {
+        "muon": {},
+        "muon-affine-lr-0.2": {"affine_lr": 0.2},
+        "muon-decay-0.1": {"weight_decay": 0.1},
+        "muon-lr-0.02": {"lr": 0.02},
+        "muon-lr-0.05": {"lr": 0.05},
+        "muon-lr-0.02-batch-64": {"lr": 0.02, "batch_size": 64},
+    },
+    "quick": {
+        "quick": {},
+        "quick-batch-64": {"batch_size": 64},
+        "quick-crop-1": {"crop": 1},
+        "quick-decay-0": {"weight_decay": 0.0},
+        "quick-lr-0.05": {"lr": 0.05},
+        "quick-warmup-0.2": {"warmup": 0.2},
+    },
+    "small": {
+        "small": {},
+        "small-affine-lr-0.1": {"affine_lr": 0.1},
+        "small-epochs-3-first-2": {"epochs": 3, "small_epochs": 2},
+        "small-epochs-5-first-4-size-20": {"epochs": 5, "small_epochs": 4, "small_size": 20},
+        "small-first-2": {"small_epochs": 2},
+        "small-first-2-size-20": {"small_epochs": 2, "small_size": 20},
+        "small-lr-0.07-batch-256": {"lr": 0.07, "batch_size": 256},
+        "small-lr-0.1": {"lr": 0.1},
+        "small-size-20": {"small_size": 20},
+    },
+}
+TRIED = {
+    name: replace(STARTS[start], name=name, **changes)
+    for start, trials in TRIALS.items()
+    for name, changes in trials.items()
+}
 
 OPTIMIZERS = {f"sgd-{lr:g}": replace(SGD, lr=lr) for lr in (0.01, 0.03, 0.1, 0.3)}
 OPTIMIZERS |= {f"muon-{lr:g}": replace(MUON, lr=lr) for lr in (0.01, 0.02, 0.03, 0.05)}
+NORMALIZED = {
+    f"normalized-{lr:g}": replace(MUON, optimizer="normalized", lr=lr)
+    for lr in (0.0003, 0.001, 0.003, 0.01)
+}
+ADAMW = {
+    f"adamw-{lr:g}": replace(MUON, optimizer="adamw", lr=lr, momentum=0.9)  # its first beta
+    for lr in (0.001, 0.003, 0.01, 0.03)
+}
+SCALED = NORMALIZED | ADAMW  # steps whose size does not hang on the gradient's
 RATES = {f"{lr:g}": replace(SGD, lr=lr) for lr in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)}
 SIZES = {f"{n}": replace(SGD, batch_size=n, lr=0.05 * n / 128) for n in (2, 4, 16, 64, 256)}
 PLAIN = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "scheduler": "step", "crop": 0}
@@ -237,12 +284,15 @@ RECOMPUTED, SCALES = {"recomputed_on": RECOMPUTED_ON}, {"images": SCALE_IMAGES}
 SHIFT = {"every": SHIFT_EVERY, "watched": list(WATCHED), "distances": list(DISTANCES)}
 CLAIMS = {
     "rates": Claim(measure_history, ARMS, vary("rates", RATES, epochs=4)),
-    "search": Claim(measure_history, BARE, vary("search", OPTIMIZERS, epochs=10), HELD),
+    "search": Claim(
+        measure_history, (*BARE, "bn"), vary("search", OPTIMIZERS | SCALED, epochs=10), HELD
+    ),
     "baseline": Claim(measure_final, BARE, vary("baseline", OPTIMIZERS)),
+    "optimizers": Claim(measure_final, ARMS[:4], vary("optimizers", SCALED), seeds=SEEDS),
     "batches": Claim(measure_averages, COMPARED, vary("batches", SIZES, epochs=5), RECOMPUTED),
     "scales": Claim(measure_scales, ARMS, vary("scales", {"0.05": SGD}, epochs=4), SCALES),
     "shift": Claim(measure_shift, ARMS, vary("shift", AT_0_1), SHIFT),
-    "tuning": Claim(measure_history, COMPARED, Trials(), HELD, TUNING, (1,)),
+    "tuning": Claim(measure_history, COMPARED, TRIED, HELD, TUNING, (1,)),
 }
 
 
@@ -251,6 +301,14 @@ def hold_out(data: Data, size: int) -> Data:
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
     parts = (TensorDataset(*data.train[index]) for index in (order[size:], order[:size]))
     return Data(data.classes, *parts)
+
+
+def rename(nest, old: str, new: str):
+    """Return the nest with keys that begin with `new` where they began with `old`."""
+    if not isinstance(nest, Mapping):
+        return nest
+    names = {key: new + key.removeprefix(old) if key.startswith(old) else key for key in nest}
+    return {names[key]: rename(part, old, new) for key, part in nest.items()}
 
 
 def run_claim(claim: str, run: Run) -> str:
@@ -263,14 +321,14 @@ def run_claim(claim: str, run: Run) -> str:
     if held_out := protocol.get("held_out"):
         data = hold_out(data, held_out)
     try:
-        measured = CLAIMS[claim].measure(run, data)
+        measured = CLAIMS[claim].measure(run, utils.assemble(run, data))
         said = f"{measured['history']['test_acc'][-1]:.2f} %"
     except FloatingPointError as error:
         measured, said = {"history": {}, "diverged": str(error)}, str(error)
-    text = make_json(describe_run(run, data) | {"protocol": protocol} | measured)
+    result = describe_run(run, data) | {"protocol": protocol} | measured
     if held_out:
-        text = text.replace(b'"test_', b'"validation_')
-    write_whole({run.get_path(CLAIMS[claim].folder, ".json"): text})
+        result = rename(result, "test_", "validation_")
+    write_whole({run.get_path(CLAIMS[claim].folder, ".json"): make_json(result)})
     run.get_path(CHECKPOINTS, ".pt").unlink(missing_ok=True)
     return said
 
@@ -289,7 +347,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     for name, claim in CLAIMS.items():
         options = claims.add_parser(name)
         for option, known in (("--arms", claim.arms), ("--values", claim.recipes)):
-            options.add_argument(option, nargs="+", choices=known or None, default=list(known))
+            needed = {"required": name == "tuning" and option == "--values"}  # in one precision
+            options.add_argument(option, nargs="+", choices=known, default=list(known), **needed)
         options.add_argument("--one", action="store_true", help="make one run, in this process")
         add_options(options, claim.seeds)
     options = parser.parse_args(arguments)

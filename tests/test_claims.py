@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -11,13 +11,14 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import utils
-from cifar10 import Data, draw_gratings
+from cifar10 import Data, load_sample
 from experiments import claims
 from experiments import results as records
 from models import Session8Net
+from runs import is_same_recipe
 
-GRATINGS = draw_gratings()
-DATA = replace(GRATINGS, train=TensorDataset(*GRATINGS.train[:256]))  # 4 batches of 64
+SAMPLE = load_sample()
+DATA = replace(SAMPLE, train=TensorDataset(*SAMPLE.train[:256]))  # 4 batches of 64
 
 # --- Measurements
 
@@ -80,7 +81,7 @@ def test_deviations_are_those_of_each_channel_of_a_block():
 
 
 def test_he_initialization_keeps_the_signal():
-    images, ends = utils.get_test_transforms()(GRATINGS.test.tensors[0]), {}
+    images, ends = utils.get_test_transforms()(SAMPLE.test.tensors[0]), {}
     for arm in ("none", "he"):
         model, *_ = utils.assemble(utils.Run(claims.SGD, arm, 1, "float32"), DATA)
         ends[arm] = torch.tensor(claims.get_deviations(model, images)["C10"]).mean()
@@ -97,17 +98,34 @@ def test_held_out_images_are_not_trained_on():
     assert held.test.tensors[0].equal(claims.hold_out(data, 5_000).test.tensors[0])
 
 
-def test_a_trial_changes_what_its_name_says():
-    trials = claims.Trials()
-    trial, changes = trials["lr-0.05-rotation-3-resize-0.05"], {"rotation": 3.0, "resize": 0.05}
-    assert trial == replace(trials["start"], name=trial.name, lr=0.05, **changes)
-    assert trials["small-first-2"].small_epochs == 2
-    assert trials["muon-affine-lr-0.2"].affine_lr == 0.2
-    with pytest.raises(AttributeError, match="cut"):
-        trials["small-cut-1"]
+@pytest.mark.parametrize("claim", claims.CLAIMS)
+def test_a_value_has_the_recipe_and_the_protocol_that_its_results_record(claim):
+    folder, known = claims.CLAIMS[claim].folder, claims.CLAIMS[claim].recipes
+    recipes = {recipe.name: recipe for recipe in known.values()}
+    pattern = "*.json" if folder == claims.TUNING else f"{claim}-*.json"
+    results = [records.load_result(path) for path in folder.rglob(pattern)]
+    for result in results or pytest.skip("there are no results yet"):
+        name = result["recipe"]["name"]
+        if name in recipes:
+            assert is_same_recipe(result["recipe"], recipes[name]), name
+        else:  # its code is gone, and with it the field that it changed
+            gone = set(result["recipe"]) - {item.name for item in fields(utils.Recipe)}
+            assert any(result["recipe"][field] for field in gone), name
 
 
-# --- Whole runs, on the stand-in
+def test_the_optimizers_differ_in_the_step_alone():
+    recipes = claims.CLAIMS["optimizers"].recipes
+    names = [f"normalized-{lr}" for lr in ("0.0003", "0.001", "0.003", "0.01")]
+    assert list(recipes) == names + [f"adamw-{lr}" for lr in ("0.001", "0.003", "0.01", "0.03")]
+    named = {"name": "optimizers-adamw-0.01", "optimizer": "adamw", "lr": 0.01, "momentum": 0.9}
+    assert recipes["adamw-0.01"] == replace(utils.RECIPES["muon"], **named)
+    named = {"name": "optimizers-normalized-0.01", "optimizer": "normalized", "lr": 0.01}
+    assert recipes["normalized-0.01"] == replace(utils.RECIPES["muon"], **named)
+    held = claims.CLAIMS["search"].recipes["normalized-0.01"]
+    assert held == replace(recipes["normalized-0.01"], name="search-normalized-0.01", epochs=10)
+
+
+# --- Whole runs, on the sample
 
 
 @pytest.fixture
@@ -123,8 +141,8 @@ def small(tmp_path, monkeypatch):
         protocol = protocol | {"held_out": 56} if "held_out" in protocol else protocol
         small = replace(claims.CLAIMS[claim], protocol=protocol, folder=tmp_path / "results")
         monkeypatch.setitem(claims.CLAIMS, claim, small)
-        recipe = next(iter(small.recipes.values()), claims.Trials()["start"])
-        recipe = replace(recipe, **({"epochs": 1, "batch_size": 64} | changes))
+        recipe, changes = next(iter(small.recipes.values())), {"epochs": 1} | changes
+        recipe = replace(recipe, **({"batch_size": 64} | changes))
         run = utils.Run(recipe, arm, 1, "float32")
         said = claims.run_claim(claim, run)
         assert records.is_done(run, claims.CLAIMS[claim].folder)
@@ -136,8 +154,8 @@ def small(tmp_path, monkeypatch):
 
 def fit(run, folder):
     """Return the trained network and the history of the run, without a claim's measurements."""
-    parts = utils.assemble(run, DATA)
-    return parts[0], utils.fit(run, *parts, folder=folder)
+    training = utils.assemble(run, DATA)
+    return training.model, utils.fit(run, training, folder)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +174,20 @@ def test_a_claim_trains_as_the_notebooks_do(claim, arm, measured, small, tmp_pat
     assert result["history"]["test_loss"] == history["test_loss"]
     assert said == f"{history['test_acc'][-1]:.2f} %"
     assert result.get("before", 0) != result.get("after", 1), "it has trained"
+
+
+def test_a_final_measurement_is_that_of_plain_loaders(small, tmp_path):
+    run, result, _ = small("optimizers", "bn")
+    model, history = fit(run, tmp_path)
+    assert result["history"] | {"seconds": 0} == history | {"seconds": 0}
+    digits = []
+    for part in (DATA.train, DATA.test):
+        loader = utils.Loader(part, utils.get_test_transforms(), run.recipe.batch_size)
+        with torch.no_grad():
+            digits.append(torch.cat([model.eval()(images).argmax(dim=1) for images, _ in loader]))
+    right = (digits[0] == DATA.train.tensors[1]).sum().item()
+    assert result["clean_train_acc"] == 100 * right / 256
+    assert result["test_predictions"] == "".join(map(str, digits[1].tolist()))
 
 
 def test_recomputed_statistics_are_those_of_the_images(small, tmp_path, monkeypatch):
@@ -235,9 +267,7 @@ def test_a_claim_is_run_for_all_its_arms_and_values():
 
 @pytest.mark.parametrize("claim", claims.CLAIMS)
 def test_a_job_makes_the_run_that_it_is_for(claim):
-    options = claims.parse([claim])
-    recipes = list(claims.CLAIMS[claim].recipes.values()) or [claims.Trials()["lr-0.05"]]
-    runs = claims.get_runs(recipes, options)
+    runs = get_runs(claim, "--values", *claims.CLAIMS[claim].recipes)
     for run in (runs[0], runs[-1]):
         module, *arguments = claims.make_job(claim, run)
         assert module == "experiments.claims"
@@ -247,8 +277,13 @@ def test_a_job_makes_the_run_that_it_is_for(claim):
 
 def test_an_arm_or_a_precision_that_a_claim_lacks_is_refused(monkeypatch, capsys):
     monkeypatch.setenv("PRECISION", "bfloat16")
-    assert claims.parse(["tuning"]).precision == "bfloat16"
-    for arguments, named in ((["rates"], "float32 alone"), (["batches", "--arms", "he"], "'he'")):
+    assert claims.parse(["tuning", "--values", "start"]).precision == "bfloat16"
+    cases = {
+        "float32 alone": ["rates"],
+        "'he'": ["batches", "--arms", "he"],
+        "--values": ["tuning"],
+    }
+    for named, arguments in cases.items():
         with pytest.raises(SystemExit):
             claims.parse(arguments)
         assert named in capsys.readouterr().err
