@@ -1,10 +1,8 @@
 """Whatever pytest collects here, a notebook alone, too, is `smoke`, and writes nothing here."""
 
-import contextlib
 import os
 import tempfile
 from pathlib import Path
-from unittest import mock
 
 # Before torch is imported, and for kernels and other processes, which inherit it: with two threads
 # a step takes up to 50 times as long where another process is busy.
@@ -17,38 +15,30 @@ ROOT = Path(__file__).resolve().parent
 from cifar10 import get_root  # noqa: E402
 
 torch.set_num_threads(1)
-for name, default in (("RECIPE", "smoke"), ("SEED", "1")):  # notebooks inherit all of these
-    os.environ[name] = os.environ.get(name, "").strip() or default
+# Not what is exported, which is meant for notebooks: tests would train that recipe for hours.
+os.environ |= {"RECIPE": "smoke", "SEED": "1"}
+os.environ.pop("PRECISION", None)
 # Absolute: what is meant is relative to this folder, not to the one in which a test runs.
 CIFAR10_ROOT = get_root(os.environ.get("CIFAR10_ROOT"), ROOT / "data")
 os.environ["CIFAR10_ROOT"] = str(CIFAR10_ROOT)
 
 
 def pytest_configure(config):
-    with contextlib.suppress(ImportError):
-        start_kernels_elsewhere(config)
-
-
-def start_kernels_elsewhere(config):
-    """Have nbval's kernels start in a temporary folder, whatever the recipe: they write there."""
-    import nbval.plugin
-
+    """Have IPython move nbval's kernels to a temporary folder first of all: they write there."""
     folder = tempfile.TemporaryDirectory(prefix="notebooks-", ignore_cleanup_errors=True)
     config.add_cleanup(folder.cleanup)
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    RunningKernel = nbval.plugin.RunningKernel
-
-    def start(kernel_name, cwd=None, **options):
-        with mock.patch.dict(os.environ, PYTHONPATH=path):  # a kernel inherits it
-            return RunningKernel(kernel_name, cwd=folder.name, **options)
-
-    nbval.plugin.RunningKernel = start
+    startup = Path(folder.name, "profile_default", "startup", "move.py")
+    startup.parent.mkdir(parents=True)
+    code = f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nos.chdir({folder.name!r})\n"
+    startup.write_text(code, encoding="utf-8")
+    os.environ["IPYTHONDIR"] = folder.name
 
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     """Run each test in a folder of its own, so that none writes into the repository."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("IPYTHONDIR")  # that of nbval's kernels, not of those that a test starts
 
 
 @pytest.fixture

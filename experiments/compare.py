@@ -21,6 +21,7 @@ from experiments import results as records
 from experiments.results import COMPARED, ROOT, load_model, load_result
 
 COLUMNS = 6  # images on which one normalization alone is right
+OWN = ("norm", "network", "history", "clean_train_acc", "test_predictions")  # of each result
 
 
 def find_runs(recipe: str, seed: int, folders: Sequence[Path]) -> dict[str, Path]:
@@ -37,6 +38,14 @@ def find_runs(recipe: str, seed: int, folders: Sequence[Path]) -> dict[str, Path
         f"{lacks[0]}. Run the three notebooks with RECIPE={recipe} SEED={seed}, or choose runs "
         "that are there by --recipe, --seed and the variable PRECISION."
     )
+
+
+def name_differences(results: Mapping[str, dict]) -> str:
+    """Return a sentence that names what differs among the results besides the norm, or ""."""
+    first, *others = results.values()
+    names = dict.fromkeys(name for result in results.values() for name in result if name not in OWN)
+    differ = [n for n in names if any(other.get(n) != first.get(n) for other in others)]
+    return f"Besides the norm, these runs differ in: {', '.join(differ)}" if differ else ""
 
 
 def find_alone(predictions: Mapping, labels: torch.Tensor, norm: str) -> torch.Tensor:
@@ -60,8 +69,8 @@ def draw(results: Mapping[str, dict], predictions: Mapping, data: Data) -> Figur
         ends = f"{accuracy[-1]:.2f} % (train {train:.2f} %, {minutes:.1f} min)"
         style = {"label": f"{utils.LABELS[norm]}: {ends}"} | utils.STYLES[norm]
         axis.plot(range(1, len(accuracy) + 1), accuracy, **style)
-    title = f"{len(accuracy)} epochs of {name}, seed {result['seed']}"
-    axis.set(title=title, xlabel="epoch", ylabel="accuracy on the test images (%)")
+    title = f"{len(accuracy)} epochs of {name}, seed {result['seed']}\n{name_differences(results)}"
+    axis.set(title=title.strip(), xlabel="epoch", ylabel="accuracy on the test images (%)")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right")
@@ -88,7 +97,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--recipe", choices=utils.RECIPES, default=chosen["RECIPE"] or "muon")
     parser.add_argument("--seed", type=utils.get_seed, default=chosen["SEED"] or "1")
     parser.add_argument("--output", type=Path, default="comparison.png", metavar="FILE")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.recipe == "smoke":
+        parser.error("a smoke run leaves no result to compare: choose another RECIPE or --recipe")
+    return options
 
 
 def main() -> None:
@@ -97,6 +109,7 @@ def main() -> None:
     if not os.environ.get("PRECISION", "").strip():
         folders.append(ROOT / "results" / "float32")  # the committed ones, on any machine
     paths = find_runs(options.recipe, options.seed, folders)
+    options.output.parent.mkdir(parents=True, exist_ok=True)  # before all that takes long
     data = records.get_data(utils.get_recipe(options.recipe))
     loader = utils.Loader(data.test, utils.get_test_transforms(), 128)
     results, predictions = {norm: load_result(path) for norm, path in paths.items()}, {}
@@ -105,6 +118,7 @@ def main() -> None:
         predictions[norm] = utils.predict(model, loader, path.parent.name)[0].cpu()
     data = data.to(torch.device("cpu"))
     draw(results, predictions, data).savefig(options.output, dpi=110)
+    print(name_differences(results) or "These runs differ in their norm alone.")
     found = paths["bn"].parent.relative_to(ROOT).as_posix()
     print(f"Written: {options.output}, of the runs in {found}/")
 

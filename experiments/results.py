@@ -80,7 +80,7 @@ def load_frame(folder: Path = ROOT / "results"):
     """
     import pandas as pd  # compare.py and benchmark.py run without experiments/requirements.txt
 
-    paths = sorted(folder.rglob("*.json"))
+    paths = sorted(p for p in folder.rglob("*.json") if p.parent.name != ".ipynb_checkpoints")
     rows = (make_row(load_result(path), path.relative_to(folder).parts[0]) for path in paths)
     return pd.DataFrame(row for row in rows if row["seed"] in SEEDS)
 

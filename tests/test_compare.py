@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -28,10 +29,10 @@ def make_predictions():
 
 
 def make_results():
-    history = {"test_acc": [55.0, 80.5], "seconds": [60.0, 30.0]}
+    history = {"test_acc": [55.0, 85.0, 80.5], "seconds": [60.0, 20.0, 10.0]}  # last, not best
     result = {"history": history, "clean_train_acc": 81.25, "seed": 1, "data": {"name": "CIFAR-10"}}
     result |= {"recipe": {"name": "muon"}, "environment": {"precision": "float32"}}
-    return {norm: result | {"norm": norm} for norm in PREDICTED}
+    return {norm: result | {"norm": norm, "network": f"one of {norm}"} for norm in PREDICTED}
 
 
 @pytest.mark.parametrize(("norm", "alone"), [("bn", [2, 1]), ("gn", []), ("ln", [3])])
@@ -44,8 +45,8 @@ def test_the_figure_shows_curves_and_what_each_network_saw():
     data = Data("abcdefghij", test, test)
     figure = compare.draw(make_results(), make_predictions(), data)
     curves, first, *rest = figure.subfigs
-    assert [line.get_ydata().tolist() for line in curves.axes[0].lines] == [[55.0, 80.5]] * 3
-    assert curves.axes[0].get_title() == "2 epochs of muon, seed 1"
+    assert [line.get_ydata().tolist() for line in curves.axes[0].lines] == [[55.0, 85.0, 80.5]] * 3
+    assert curves.axes[0].get_title() == "3 epochs of muon, seed 1"
     label = curves.axes[0].get_legend().get_texts()[0].get_text()
     assert label == "Batch: 80.50 % (train 81.25 %, 1.5 min)"
     assert first.get_suptitle() == "Right with Batch normalization alone: 2 images"
@@ -54,6 +55,18 @@ def test_the_figure_shows_curves_and_what_each_network_saw():
     image = torch.tensor(shown[0].images[0].get_array())
     assert torch.equal(image, draw_images(5)[2].permute(1, 2, 0))
     assert [sum(bool(axis.images) for axis in row.axes) for row in (first, *rest)] == [2, 0, 1]
+
+
+def test_what_differs_besides_the_norm_is_named_in_the_title():
+    results = make_results()
+    assert compare.name_differences(results) == ""
+    results["gn"] |= {"recipe": {"name": "muon", "lr": 1.0}}
+    results["ln"] |= {"optimizer": "another"}  # which the others' results do not tell
+    said = "Besides the norm, these runs differ in: recipe, optimizer"
+    assert compare.name_differences(results) == said
+    test = TensorDataset(draw_images(5), LABELS)
+    figure = compare.draw(results, make_predictions(), Data("abcdefghij", test, test))
+    assert said in figure.subfigs[0].axes[0].get_title()
 
 
 def touch(folder, norms):
@@ -91,6 +104,24 @@ def test_the_variables_choose_what_the_options_do_not(monkeypatch):
     assert (options.recipe, options.seed) == ("muon", 2)
 
 
+def test_smoke_is_refused_at_once(monkeypatch, capsys):
+    monkeypatch.setenv("RECIPE", "smoke")
+    with pytest.raises(SystemExit):
+        compare.parse([])
+    assert "a smoke run leaves no result to compare" in capsys.readouterr().err
+
+
+def test_the_folder_of_the_figure_is_there_before_all_that_takes_long(tmp_path, monkeypatch):
+    touch(tmp_path / "results" / "float32", PREDICTED)
+    monkeypatch.setattr(compare, "ROOT", tmp_path)
+    monkeypatch.setattr(compare.records, "get_data", mock.Mock(side_effect=KeyboardInterrupt))
+    options = ["--recipe", "quick", "--seed", "7", "--output", "a/b/three.png"]
+    monkeypatch.setattr("sys.argv", ["compare", *options])
+    with pytest.raises(KeyboardInterrupt):
+        compare.main()
+    assert Path("a/b").is_dir()
+
+
 @pytest.mark.cifar10
 def test_committed_runs_are_compared_on_any_machine(cifar10_root, tmp_path, monkeypatch, capsys):
     data = load_cifar10(cifar10_root)
@@ -100,8 +131,9 @@ def test_committed_runs_are_compared_on_any_machine(cifar10_root, tmp_path, monk
     monkeypatch.setenv("SEED", "1")
     monkeypatch.setattr(compare, "ROOT", tmp_path)
     shutil.copytree(ROOT / "results" / "float32", tmp_path / "results" / "float32")
-    monkeypatch.setattr("sys.argv", ["compare", "--recipe", "muon", "--output", "three.png"])
+    monkeypatch.setattr("sys.argv", ["compare", "--recipe", "muon", "--output", "a/three.png"])
     compare.main()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "Written: three.png, of the runs in results/float32/"
-    assert Path("three.png").stat().st_size > 100_000
+    assert lines[-2] == "These runs differ in their norm alone."
+    assert lines[-1] == "Written: a/three.png, of the runs in results/float32/"
+    assert Path("a/three.png").stat().st_size > 100_000

@@ -14,10 +14,22 @@ import utils
 from common import make_run
 from models import Session8Net
 
-pytestmark = pytest.mark.skipif(
-    not torch.backends.cuda.is_built(), reason="fake CUDA tensors need the CUDA build of PyTorch"
-)
 CUDA = torch.device("cuda", 0)
+
+
+def has_fakes():
+    """Tell whether fake CUDA tensors work here: PyTorch 2.9 asks the driver for some operations."""
+    try:
+        with FakeTensorMode():
+            return torch.zeros(1, device=CUDA).uniform_().device == CUDA
+    except RuntimeError:
+        return False
+
+
+pytestmark = pytest.mark.skipif(
+    not (torch.backends.cuda.is_built() and has_fakes()),
+    reason="this PyTorch has no fake CUDA tensors that need no driver",
+)
 
 
 @pytest.fixture(autouse=True)
