@@ -28,10 +28,10 @@ import utils
 from cifar10 import MEAN, STD, Data
 from experiments import results as records
 from models import Session8Net
-from runs import get_environment
+from runs import RECIPES, Recipe, Run, get_environment
 
 SIZE = 50_000  # images, as many as CIFAR-10 has for training
-MUON, QUICK, REFERENCE = map(utils.get_recipe, ("muon", "quick", "reference"))
+MUON, QUICK, REFERENCE = (RECIPES[name] for name in ("muon", "quick", "reference"))
 EPOCH, TEST_EPOCH = (-(-size // MUON.batch_size) for size in (SIZE, 10_000))  # steps
 STEPS = 20  # of a measurement
 WARMUP = 5  # steps before each; they also use up what workers have prepared
@@ -86,7 +86,7 @@ def make_ours(norm: str, what: str = "train", precision="", size=None) -> Loop:
     images = torch.randint(0, 256, (SIZE, 3, 32, 32), dtype=torch.uint8)
     dataset = TensorDataset(images, torch.arange(SIZE) % 10)
     data = Data((), dataset, dataset).to(utils.get_device())
-    run = utils.Run(replace(MUON, epochs=1000), norm, 1, precision)  # not to come to its end
+    run = Run(replace(MUON, epochs=1000), norm, 1, precision)  # not to come to its end
     model, loader, test_loader, *rest = utils.assemble(run, data)
     optimizer, _, criterion = rest
     images, labels = next(iter(loader))
@@ -176,7 +176,7 @@ def make_minutes(norm: str, step: dict[str, float]) -> str:
     return f"| {norm} | {' | '.join(cells).replace('nan', '–')} |"
 
 
-def average_runs(recipe: utils.Recipe, norm: str, precision: str) -> tuple[float, float]:
+def average_runs(recipe: Recipe, norm: str, precision: str) -> tuple[float, float]:
     """Return the mean epochs until an accuracy (%) is within 0.1 of its last, and that; or nan."""
     folder = records.ROOT / "results" / precision
     paths = sorted(folder.glob(f"{recipe.name}-{norm}-seed[1-5].json"))

@@ -19,6 +19,7 @@ import utils
 from cifar10 import Data
 from experiments import results as records
 from experiments.results import COMPARED, ROOT, load_model, load_result
+from runs import LABELS, RECIPES, Run, get_recipe, get_seed
 
 COLUMNS = 6  # images on which one normalization alone is right
 OWN = ("norm", "network", "history", "clean_train_acc", "test_predictions")  # of each result
@@ -28,7 +29,7 @@ def find_runs(recipe: str, seed: int, folders: Sequence[Path]) -> dict[str, Path
     """Return the results' files by norm, from the first of the folders that has all three."""
     lacks = []
     for folder in folders:
-        runs = (utils.Run(utils.get_recipe(recipe), n, seed, folder.name) for n in COMPARED)
+        runs = (Run(get_recipe(recipe), n, seed, folder.name) for n in COMPARED)
         paths = [run.get_path(folder.parent, ".json") for run in runs]
         files = [*paths, *(path.with_suffix(".pt") for path in paths)]
         if not (missing := [file.name for file in files if not file.exists()]):
@@ -67,7 +68,7 @@ def draw(results: Mapping[str, dict], predictions: Mapping, data: Data) -> Figur
         accuracy, name = result["history"]["test_acc"], result["recipe"]["name"]
         minutes, train = sum(result["history"]["seconds"]) / 60, result["clean_train_acc"]
         ends = f"{accuracy[-1]:.2f} % (train {train:.2f} %, {minutes:.1f} min)"
-        style = {"label": f"{utils.LABELS[norm]}: {ends}"} | utils.STYLES[norm]
+        style = {"label": f"{LABELS[norm]}: {ends}"} | utils.STYLES[norm]
         axis.plot(range(1, len(accuracy) + 1), accuracy, **style)
     title = f"{len(accuracy)} epochs of {name}, seed {result['seed']}\n{name_differences(results)}"
     axis.set(title=title.strip(), xlabel="epoch", ylabel="accuracy on the test images (%)")
@@ -76,7 +77,7 @@ def draw(results: Mapping[str, dict], predictions: Mapping, data: Data) -> Figur
     axis.legend(loc="lower right")
     for row, norm in zip(rows, results, strict=True):
         alone = find_alone(predictions, labels, norm)
-        row.suptitle(f"Right with {utils.LABELS[norm]} normalization alone: {len(alone):,} images")
+        row.suptitle(f"Right with {LABELS[norm]} normalization alone: {len(alone):,} images")
         for axis in (axes := row.subplots(1, COLUMNS)):
             axis.axis("off")
         for axis, index in zip(axes, alone.tolist(), strict=False):
@@ -94,8 +95,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description="Show three normalizations side by side.")
     chosen = {name: os.environ.get(name, "").strip() for name in ("RECIPE", "SEED")}
-    parser.add_argument("--recipe", choices=utils.RECIPES, default=chosen["RECIPE"] or "muon")
-    parser.add_argument("--seed", type=utils.get_seed, default=chosen["SEED"] or "1")
+    parser.add_argument("--recipe", choices=RECIPES, default=chosen["RECIPE"] or "muon")
+    parser.add_argument("--seed", type=get_seed, default=chosen["SEED"] or "1")
     parser.add_argument("--output", type=Path, default="comparison.png", metavar="FILE")
     options = parser.parse_args(arguments)
     if options.recipe == "smoke":
@@ -110,7 +111,7 @@ def main() -> None:
         folders.append(ROOT / "results" / "float32")  # the committed ones, on any machine
     paths = find_runs(options.recipe, options.seed, folders)
     options.output.parent.mkdir(parents=True, exist_ok=True)  # before all that takes long
-    data = records.get_data(utils.get_recipe(options.recipe))
+    data = records.get_data(get_recipe(options.recipe))
     loader = utils.Loader(data.test, utils.get_test_transforms(), 128)
     results, predictions = {norm: load_result(path) for norm, path in paths.items()}, {}
     for norm, path in paths.items():

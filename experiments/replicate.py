@@ -21,10 +21,10 @@ from pathlib import Path
 
 import torch
 
-import utils
 from experiments import results as records
 from experiments.results import COMPARED, ROOT, SEEDS
 from models import NORMS
+from runs import LABELS, RECIPES, Recipe, Run, get_seed
 
 # A job's process runs a module. It ends with the process that started it, even if that is killed,
 # and a kernel ends with papermill. (Windows does not say that a parent is gone.)
@@ -40,9 +40,9 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 
 
-def make_job(run: utils.Run, keep: Path | None = None) -> list[str]:
+def make_job(run: Run, keep: Path | None = None) -> list[str]:
     """Return the papermill command for the run; a norm without a notebook takes that of bn."""
-    name = utils.LABELS[run.norm if run.norm in COMPARED else "bn"]
+    name = LABELS[run.norm if run.norm in COMPARED else "bn"]
     path = run.get_path(keep, ".ipynb") if keep else Path(os.devnull)
     path.parent.mkdir(parents=True, exist_ok=True)
     options = f"--no-progress-bar --log-level ERROR -p norm {run.norm} -p recipe {run.recipe.name}"
@@ -90,7 +90,7 @@ def run_all(jobs: Mapping[str, Sequence[str]], processes: int, threads: int) -> 
         sys.exit(f"{failures} of {len(jobs)} runs failed; to go on, give the same command again.")
 
 
-def run_left(runs: Sequence[utils.Run], folder: Path, make_job, options) -> None:
+def run_left(runs: Sequence[Run], folder: Path, make_job, options) -> None:
     """Report how many runs have their result in `folder`, and start the jobs of the others."""
     left = [run for run in runs if not records.is_done(run, folder)]
     print(f"{len(runs) - len(left)} of {len(runs)} runs are done already.", flush=True)
@@ -98,17 +98,17 @@ def run_left(runs: Sequence[utils.Run], folder: Path, make_job, options) -> None
     run_all({run.name: make_job(run) for run in left}, options.processes, options.threads)
 
 
-def get_runs(recipes: Sequence[utils.Recipe], options: argparse.Namespace) -> list[utils.Run]:
+def get_runs(recipes: Sequence[Recipe], options: argparse.Namespace) -> list[Run]:
     """Return the runs of all combinations, each once; those of the first seed come first."""
     combinations = itertools.product(options.seeds, recipes, options.norms)
-    runs = (utils.Run(recipe, norm, s, options.precision) for s, recipe, norm in combinations)
+    runs = (Run(recipe, norm, s, options.precision) for s, recipe, norm in combinations)
     return list(dict.fromkeys(runs))
 
 
 def add_options(parser: argparse.ArgumentParser, seeds: Sequence[int]) -> None:
     """Add the options that runs of notebooks and of claims share."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parser.add_argument("--seeds", nargs="+", type=utils.get_seed, default=list(seeds))
+    parser.add_argument("--seeds", nargs="+", type=get_seed, default=list(seeds))
     parser.add_argument("--processes", type=int, default=cores, help="runs at a time")
     parser.add_argument("--threads", type=int, default=1, help="of a run (default 1)")
 
@@ -118,7 +118,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Run the notebooks for many seeds.")
     parser.set_defaults(precision=records.get_precision())
     parser.add_argument("--norms", nargs="+", choices=NORMS, default=list(COMPARED))
-    parser.add_argument("--recipes", nargs="+", choices=utils.RECIPES, default=["muon"])
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["muon"])
     add_options(parser, SEEDS)
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep executed notebooks there")
     return parser.parse_args(arguments)
@@ -126,7 +126,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    runs = get_runs([utils.RECIPES[name] for name in options.recipes], options)
+    runs = get_runs([RECIPES[name] for name in options.recipes], options)
     keep = options.keep and options.keep.absolute()
     run_left(runs, ROOT / "results", functools.partial(make_job, keep=keep), options)
 
