@@ -1,8 +1,10 @@
-"""What the notebooks' cells call, in the order of a run: device, data, training, plots."""
+"""What the notebooks' cells call, in the order of a run: device, data, training, result."""
 
 import contextlib
 import ctypes
+import json
 import math
+import statistics
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
@@ -22,7 +23,19 @@ from torchvision.transforms.v2 import functional as v2_functional
 import runs
 from cifar10 import CIFAR, MEAN, STD, Data, load_cifar10, load_sample
 from models import Session8Net, initialize_he
-from runs import LABELS, PRECISIONS, Checkpoint, Recipe, Run, Training, check_choice, say
+from plots import (  # noqa: F401  (for the notebooks)
+    STYLES,
+    post_accuracyplots,
+    post_confusion,
+    post_cubes,
+    post_display,
+    post_histograms,
+    post_lines,
+    post_misclassified,
+    post_points,
+    post_signal,
+)
+from runs import PRECISIONS, Checkpoint, Recipe, Run, Training, check_choice, say
 from runs import RECIPES as RECIPES  # for the notebooks
 
 # --- The device ----------------------------------------------------------------------------------
@@ -156,6 +169,12 @@ def get_train_transforms(recipe: Recipe) -> v2.Compose:
 def get_test_transforms() -> v2.Compose:
     """Return the normalization alone: the same map as `get_train_transforms`, without chance."""
     return v2.Compose([Normalize(MEAN, STD)])
+
+
+def denormalize(images: torch.Tensor) -> torch.Tensor:
+    """Return the uint8 images (N, 3, H, W) whose scaled and normalized form is `images`."""
+    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (MEAN, STD))
+    return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 class Loader:
@@ -513,156 +532,26 @@ def get_outcome(training: Training, history: Mapping, clean_train_acc: float, pr
     return runs.describe_training(training) | outcome
 
 
-# --- The plots -----------------------------------------------------------------------------------
+def load_committed(run: Run) -> dict[str, list[dict]]:
+    """Return the histories of the committed runs of this recipe, by norm: five seeds, in float32.
 
-
-def denormalize(images: torch.Tensor) -> torch.Tensor:
-    """Return the uint8 images (N, 3, H, W) whose scaled and normalized form is `images`."""
-    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (MEAN, STD))
-    return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-
-
-def post_display(images: torch.Tensor, captions: Sequence[str], title: str, columns=10) -> Figure:
-    """Return a Figure of uint8 images (N, 3, H, W) in rows of `columns`, each under its caption."""
-    rows = max(1, -(-len(images) // columns))
-    lines = 1 + max((caption.count("\n") for caption in captions), default=0)
-    size = 12 / columns  # inches an image, of which a line of text takes 0.2
-    figure = Figure(figsize=(12, rows * (size + 0.2 * lines) + 0.4), layout="constrained")
-    figure.suptitle(title)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes:
-        axis.axis("off")
-    if not captions:
-        figure.set_figheight(0.5)  # the title alone
-    for axis, image, caption in zip(axes, images.cpu(), captions, strict=False):
-        axis.imshow(image.permute(1, 2, 0).numpy())
-        axis.set_title(caption, fontsize=10)
-    return figure
-
-
-# The same everywhere; told apart by colour-blind eyes (Okabe and Ito 2008) and in grey print.
-STYLES = {
-    "bn": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
-    "gn": {"color": "#E69F00", "linestyle": "--", "marker": "s"},
-    "ln": {"color": "#009E73", "linestyle": "-.", "marker": "^"},
-    "none": {"color": "#444444", "linestyle": ":", "marker": "D"},
-    "he": {"color": "#CC79A7", "linestyle": (0, (3, 1, 1, 1)), "marker": "v"},
-}
-
-
-def post_accuracyplots(history: Mapping[str, Sequence[float]], title: str, norm: str) -> Figure:
-    """Return a Figure of a history by epoch; the test curve has the colour of `norm`."""
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    figure.suptitle(title)
-    axes = figure.subplot_mosaic([["loss", "acc"], ["lr", "acc"]], height_ratios=[3, 1])
-    epochs = range(1, len(history["lr"]) + 1)
-    color = STYLES.get(norm, STYLES["none"])["color"]  # it may be a norm of the user's own
-    for key, label in (("loss", "mean negative log likelihood"), ("acc", "accuracy (%)")):
-        train, test = history[f"clean_train_{key}"], history[f"test_{key}"]
-        axes[key].plot(epochs, train, "--", color="black", linewidth=1.5, label="clean train")
-        axes[key].plot(epochs, test, "-", color=color, linewidth=2, label="test")
-        axes[key].set_ylabel(label)
-        axes[key].legend()
-    axes["lr"].plot(epochs, history["lr"], ".-", color="dimgray", linewidth=1)
-    axes["lr"].set(ylabel="learning rate", ylim=(0, None))
-    for axis in axes.values():
-        axis.set_xlabel("epoch")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(alpha=0.3)
-    return figure
-
-
-def post_misclassified(
-    dataset: TensorDataset, prediction, classes, title, count=10, most_confident=False
-) -> Figure:
-    """Return a Figure of the first, or the most confident, `count` wrong predictions.
-
-    `prediction` is log-probabilities (N, 10) in the order of `dataset`. Each caption gives the
-    label, the predicted class and the probability that the network gave it.
+    There are none for `smoke`, for a recipe of your own, and where results/ is not at hand.
     """
-    images, labels = dataset.tensors
-    probability, predicted = prediction.exp().max(dim=1)
-    wrong = (predicted != labels).nonzero().flatten()
-    if most_confident:
-        wrong = wrong[probability[wrong].argsort(descending=True, stable=True)]
-    wrong = wrong[:count]
-    captions = [
-        f"label: {classes[labels[i]]}\npredicted: {classes[predicted[i]]} ({probability[i]:.1%})"
-        for i in wrong.tolist()
-    ]
-    title = title if captions else f"{title} (none)"
-    return post_display(images[wrong], captions, title, columns=5)
+    folder, found = Path(__file__).with_name("results") / "float32", {}
+    for path in sorted(folder.glob(f"{run.recipe.name}-*-seed[1-5].json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if runs.is_same_recipe(result["recipe"], run.recipe):
+            found.setdefault(result["norm"], []).append(result["history"])
+    return found
 
 
-def post_confusion(prediction, labels, classes: Sequence[str], title: str) -> Figure:
-    """Return a Figure of the confusion matrix, true class by predicted class, and each accuracy.
-
-    `prediction` is log-probabilities (N, 10) of images whose labels are `labels` (N,). A cell is a
-    number of images, coloured where they are wrong.
-    """
-    size = prediction.shape[1]
-    pairs = (labels * size + prediction.argmax(dim=1)).cpu()
-    counts = torch.bincount(pairs, minlength=size**2).view(size, size)
-    classes = [*classes, *range(len(classes), size)]  # outputs that are no class of the data
-    errors = counts - counts.diag().diag()
-    figure = Figure(figsize=(10, 5), layout="constrained")
-    figure.suptitle(title)
-    matrix, bars = figure.subplots(1, 2, width_ratios=[2, 1], sharey=True)
-    matrix.imshow(errors.numpy(), cmap="Purples", aspect="auto")
-    for row, column in counts.nonzero().tolist():
-        color = "white" if errors[row, column] > errors.max() / 2 else "black"
-        text = str(counts[row, column].item())
-        matrix.text(column, row, text, ha="center", va="center", color=color, fontsize=9)
-    matrix.set(xlabel="predicted class", ylabel="true class")
-    matrix.set_yticks(range(size), classes)
-    matrix.set_xticks(range(size), classes, rotation=45, ha="right")
-    accuracies = (100 * counts.diag() / counts.sum(dim=1).clamp(min=1)).tolist()
-    drawn = bars.barh(range(size), accuracies, color=matrix.images[0].cmap(0.6))
-    bars.bar_label(drawn, fmt="%.1f", padding=2, fontsize=9)
-    bars.set(xlabel="accuracy of the class (%)", xlim=(0, 112), xticks=range(0, 101, 25))
-    return figure
-
-
-def post_lines(lines: Mapping, title: str, xlabel: str, ylabel: str, log=False) -> Figure:
-    """Return a Figure of a line for each name, which is a norm's or any other: values y by x."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    axis = figure.subplots()
-    for name, values in lines.items():
-        style = STYLES.get(name, {}) | ({"marker": ""} if len(values) > 30 else {})
-        axis.plot(list(values), list(values.values()), label=LABELS[name], linewidth=2, **style)
-    axis.set(title=title, xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
-    axis.grid(alpha=0.3)
-    axis.legend()
-    return figure
-
-
-def post_cubes(groups: int = 4) -> Figure:
-    """Return a Figure of the activations that share a mean and a deviation, with each norm.
-
-    A cube is the output of a layer with 8 channels for a batch of 4 images; each little one is an
-    activation. The orange ones are one set.
-    """
-    image, channel, _ = torch.meshgrid(*map(torch.arange, (4, 8, 3)), indexing="ij")
-    front = image == 0
-    sets = {
-        "Batch: one channel,\nall images": channel == 7,
-        f"Group: one image,\n1 of {groups} groups of channels": front
-        & (channel >= 8 - 8 // groups),
-        "Layer: one image,\nall channels": front,
-    }
-    figure = Figure(figsize=(12, 3.6))
-    for place, (name, shaded) in enumerate(sets.items(), 1):
-        axis = figure.add_subplot(1, 3, place, projection="3d")
-        solid = shaded.transpose(0, 1).numpy()
-        for part, color in ((~solid, "#DCE6F0"), (solid, "#E8743B")):
-            axis.voxels(part, facecolors=color, edgecolors="#333333", linewidth=0.5)
-        axis.set(xticks=[], yticks=[], zticks=[], facecolor="none")  # labels stand over the edge
-        axis.set_title(name, fontsize=15, y=1.0)
-        for side, label in (("x", "channels"), ("y", "images"), ("z", "positions")):
-            getattr(axis, f"{side}axis").set_label_text(label, fontsize=13)
-            getattr(axis, f"{side}axis").labelpad = -12
-            getattr(axis, f"{side}axis").set_pane_color((0, 0, 0, 0))
-        axis.set_box_aspect((8, 4, 3), zoom=1.0)
-        axis.view_init(elev=24, azim=-58)
-    figure.subplots_adjust(left=0.0, right=0.96, bottom=0.0, top=0.9, wspace=0.12)
-    return figure
+def compare_with_committed(run: Run, accuracy: float, committed: Mapping) -> str:
+    """Return whether 95 % of further runs would end as far from the mean of the committed ones."""
+    ends = [history["test_acc"][-1] for history in committed.get(run.norm, [])]
+    if len(ends) != 5:
+        return "There are no five committed runs at hand to compare this one with."
+    half = 2.776 * statistics.stdev(ends) * (1 + 1 / 5) ** 0.5  # Student's t, 4 degrees of freedom
+    mean = statistics.mean(ends)
+    inside = "inside" if abs(accuracy - mean) <= half else "outside"
+    interval = f"{mean - half:.2f} to {mean + half:.2f} %"
+    return f"{accuracy:.2f} % is {inside} {interval}, where 19 of 20 such runs should end."

@@ -1,19 +1,24 @@
-"""What the notebooks hold; that they run is nbval's part."""
+"""What the notebooks hold, and that their cells can be run again; that they run is nbval's part."""
 
 import json
-import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from unittest import mock
 
 import nbformat
 import pytest
+import torch
+from IPython.core.inputtransformer2 import TransformerManager
+from torch.utils.data import TensorDataset
 
+import cifar10
+import runs
 import utils
-from common import NOTEBOOKS, ROOT
-from experiments import results as records
+from common import NOTEBOOKS, ROOT, need_packages
 
-MODULES = ["models.py", "cifar10.py", "runs.py", "utils.py"]
+MODULES = ["cifar10.py", "models.py", "plots.py", "runs.py", "utils.py"]
 notebooks = pytest.mark.parametrize("norm", NOTEBOOKS)
 
 
@@ -39,34 +44,33 @@ def test_the_code_differs_in_one_line_that_names_the_norm():
     assert differ == [tuple(f'norm = "{norm}"' for norm in NOTEBOOKS)]
 
 
+def test_what_is_not_a_lessons_own_is_the_same_text():
+    command = [sys.executable, "-m", "experiments.sync", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "The three notebooks agree.\n", done.stdout + done.stderr
+
+
 @notebooks
-def test_a_cell_is_short_and_a_sentence_stands_before_it(norm):
-    cells = read(norm)
-    for before, cell in zip(cells, cells[1:], strict=False):
-        if cell.cell_type == "code":
-            assert before.cell_type == "markdown"
-            assert 1 <= len(cell.source.splitlines()) <= 10
+def test_a_cell_is_short_and_defines_nothing(norm):
+    for source in get_code(norm):
+        assert 1 <= len(source.splitlines()) <= 10, source
     assert not re.search(r"^\s*(def|class) ", "\n".join(get_code(norm)), re.MULTILINE)
 
 
 @notebooks
-def test_the_blocks_are_the_seven_published_ones(norm):
+def test_the_idea_comes_first_and_then_the_seven_published_blocks(norm):
     text = "\n".join(cell.source for cell in read(norm) if cell.cell_type == "markdown")
-    assert re.findall(r"^## Block (\d)", text, re.MULTILINE) == list("1234567")
+    headings = re.findall(r"^## (.+)", text, re.MULTILINE)
+    assert headings[0].startswith("The idea")
+    assert [h[6] for h in headings if h.startswith("Block ")] == list("1234567")
 
 
 @notebooks
-def test_the_code_is_python_that_a_script_can_hold(norm):
-    for source in get_code(norm):
-        lines = [line for line in source.splitlines() if not line.startswith("%")]
-        compile("\n".join(lines), norm, "exec")
-
-
-@notebooks
-def test_a_figure_has_an_alternative_text(norm):
-    figures = [cell for cell in read(norm) if "utils.post_" in cell.source]
-    assert len(figures) == 9
-    assert len({cell.metadata["alt"] for cell in figures}) == 9
+def test_a_figure_has_an_alternative_text_of_its_own(norm):
+    figures = [cell for cell in read(norm) if re.search(r"^(utils\.)?post_", cell.source, re.M)]
+    texts = [cell.metadata.get("alt") for cell in figures]
+    assert None not in texts
+    assert len(set(texts)) == len(texts) >= 12
 
 
 @notebooks
@@ -78,86 +82,159 @@ def test_the_committed_outputs_are_of_one_clean_run_on_the_real_data(norm):
     assert not any("execution" in cell.metadata for cell in code), "times of the cells"
     text = get_outputs(norm)
     assert "CIFAR-10: 50,000 training and 10,000 test images" in text
-    assert "NOT CIFAR-10" not in text
     assert "Total params: 48,448" in text
     assert "Warning" not in text
     assert not re.search(r"(?<![\w.])/\w+/|\b[A-Z]:\\", text), "a path of a machine"
-
-
-@notebooks
-def test_the_committed_run_is_the_committed_result(norm):
-    text = get_outputs(norm)
-    name = re.search(r"Written: runs/(\S+\.json)", text)[1]
-    result = records.load_result(ROOT / "results" / name)
-    recipe, seed = result["recipe"]["name"], result["seed"]
-    run = utils.Run(utils.get_recipe(recipe), norm, seed, result["environment"]["precision"])
-    assert name == run.get_path("", ".json").as_posix()
-    assert recipe == re.search(r'"RECIPE", ""\).strip\(\) or "(\w+)"', "\n".join(get_code(norm)))[1]
-    history = result["history"]
-    lines = text.splitlines()
-    for epoch in range(1, 21):
-        expected = utils.format_epoch(history, epoch, epochs=epoch)
-        assert any(line.startswith(expected) for line in lines), expected
-    correct = round(history["test_acc"][-1] * 100)
-    assert f"{correct:,} of 10,000 test images right, {history['test_acc'][-1]:.2f}%" in text
-
-
-# --- The parameters
-
-
-def find_parameters(norm):
-    return next(cell for cell in read(norm) if "parameters" in cell.metadata.get("tags", []))
-
-
-@notebooks
-def test_one_tagged_cell_holds_what_papermill_may_set_and_nothing_else(norm):
-    names = re.findall(r"^(\w+) = ", find_parameters(norm).source, re.MULTILINE)
-    assert names == ["norm", "recipe", "seed", "precision", "results"]
-    assert len(find_parameters(norm).source.splitlines()) == 5
-
-
-def test_a_value_is_that_set_last_and_an_empty_variable_counts_as_unset(monkeypatch, capsys):
-    for name, empty in (("RECIPE", ""), ("SEED", " \n"), ("PRECISION", " ")):
-        monkeypatch.setenv(name, empty)
-    code = [re.sub("^%.*$", "", source, flags=re.MULTILINE) for source in get_code("ln")]
-    place = 1 + code.index(find_parameters("ln").source)
-    stop = next(i for i, source in enumerate(code) if "get_data" in source)
-    below = 'norm, recipe, seed, precision = "gn", "smoke", 7, "float32"'
-    cells = {}
-    for source in code[1:stop] + [below] + code[place:stop] * 2:  # and those may be run again
-        exec(source, cells)
-    said = capsys.readouterr().out
-    assert "Layer normalization, 20 epochs of muon, seed 1\n" in said
-    assert said.count("Group normalization, 3 epochs of smoke, seed 7") == 2
-    assert "convolutions in float32" in said
-
-
-# --- The first cell
-
-
-@pytest.mark.parametrize("gone", [[], ["cifar10.py", "utils.py"], MODULES])
-def test_what_is_missing_beside_the_notebook_is_named(gone, tmp_path):
-    for name in set(MODULES) - set(gone):
-        (tmp_path / name).touch()
-    command = [sys.executable, "-m", "IPython", "--colors=NoColor", "-c", get_code("bn")[0]]
-    env = {**os.environ, "PYTHONPATH": ""}
-    said = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True).stdout
-    expected = f"Put beside this notebook: {', '.join(n for n in MODULES if n in gone)}"
-    assert said.strip() == (expected if gone else "All is here.")
-
-
-@notebooks
-def test_the_modules_that_are_asked_for_are_all_that_the_notebook_imports(norm):
-    asked = re.search(r'in \(("models.*?)\)', "\n".join(get_code(norm)))[1]
-    assert sorted(f"{name}.py" for name in re.findall(r'"(\w+)"', asked)) == sorted(MODULES)
-    for name in MODULES:
-        code = (ROOT / name).read_text(encoding="utf-8")
-        ours = re.findall(r"^(?:from|import) (models|cifar10|runs|utils|experiments)\b", code, re.M)
-        below = {"utils.py": {"models", "cifar10", "runs"}, "runs.py": {"cifar10"}}
-        assert set(ours) <= below.get(name, set()), "arrows go down only"
+    epochs = re.findall(r"^ +(\d+) .*? (\S+) +\S+(?:  \S+ min left)?$", text, re.MULTILINE)
+    assert [int(epoch) for epoch, _ in epochs] == list(range(1, 21))
+    assert f"of 10,000 test images right, {epochs[-1][1]}%" in text
+    assert NOTEBOOKS[norm].stat().st_size < 1_200_000, "bytes"
 
 
 def test_the_notebooks_metadata_is_that_of_any_machine():
     for path in NOTEBOOKS.values():
         metadata = json.loads(path.read_text(encoding="utf-8"))["metadata"]
         assert metadata["kernelspec"]["name"] == "python3"
+
+
+# --- To run a cell again
+
+
+class Notebook:
+    """The cells of a notebook in this process, by their number; figures are not drawn."""
+
+    def __init__(self, norm, monkeypatch):
+        monkeypatch.setenv("RECIPE", "smoke")
+        small, data = replace(runs.RECIPES["smoke"], epochs=1), cifar10.load_sample()
+        parts = (TensorDataset(*part[:128]) for part in (data.train, data.test))
+        data = cifar10.Data(data.classes, *parts)
+        monkeypatch.setitem(runs.RECIPES, "smoke", small)
+        monkeypatch.setattr(utils, "load_sample", lambda: data)
+        transform = TransformerManager().transform_cell
+        self.code = [transform(source) for source in get_code(norm)]
+        self.names = {"get_ipython": mock.Mock()}
+
+    def find(self, text):
+        return next(i for i, source in enumerate(self.code) if text in source)
+
+    def run(self, start=0, stop=None):
+        for source in self.code[start:stop]:
+            exec(source, self.names)
+
+
+@pytest.fixture
+def notebook(monkeypatch):
+    return lambda norm="bn": Notebook(norm, monkeypatch)
+
+
+def test_every_cell_can_be_run_again(notebook):
+    book = notebook()
+    model, training = book.find("model = Session8Net"), book.find("history = utils.fit")
+    book.run()
+    first = book.names["history"]["test_loss"]
+    book.run(training, training + 1)  # alone, after its result was written
+    assert book.names["history"]["test_loss"] == first
+    book.run()  # all of them a second time
+    book.run(model)  # from block 5's model on
+    assert book.names["history"]["test_loss"] == first
+    book.run(book.find("post_accuracyplots"))  # block 7 alone
+    book.run(book.find("C1 = "), training)  # block 5 without its training
+
+
+def test_a_name_means_one_thing(notebook):
+    book = notebook()
+    book.run()
+    assert len(book.names["images"]) == len(book.names["labels"]) == 64
+    assert len(book.names["truth"]) == len(book.names["prediction"]) == 128
+    assert type(book.names["optimizer"]).__name__ == "Muon", "not that of the race"
+
+
+@notebooks
+def test_the_cells_train_what_assemble_does(norm, notebook, tmp_path):
+    torch.seed()  # another state each time: the cells seed what they need
+    book = notebook(norm)
+    book.run(0, 1 + book.find("save_result"))
+    run = book.names["run"]
+    data = utils.get_data(run.recipe, None, torch.device("cpu"))
+    training = utils.assemble(run, data)
+    history = utils.fit(run, training, tmp_path)
+    for column in set(history) - {"seconds"}:
+        assert book.names["history"][column] == history[column]
+    plain = utils.Loader(data.train, utils.get_test_transforms(), 500)
+    accuracy = utils.test(training.model, plain, training.criterion, run.precision)[1]
+    assert book.names["clean_train_acc"] == pytest.approx(accuracy, abs=0.2)
+
+
+# --- The parameters, and the files beside the notebook
+
+
+@notebooks
+def test_the_first_cell_holds_what_papermill_may_set(norm):
+    cell = next(cell for cell in read(norm) if cell.cell_type == "code")
+    assert cell.metadata["tags"] == ["parameters"]
+    names = re.findall(r"^(\w+) = ", cell.source, re.MULTILINE)
+    assert names == ["norm", "recipe", "seed", "precision", "results"]
+
+
+def test_a_value_is_that_set_last_and_an_empty_variable_counts_as_unset(
+    notebook, monkeypatch, capsys
+):
+    book = notebook("ln")
+    for name in ("RECIPE", "SEED", "PRECISION"):
+        monkeypatch.setenv(name, "")
+    stop = book.find("utils.get_data")
+    book.run(0, stop)
+    exec('norm, recipe, seed, precision = "gn", "smoke", 7, "float32"', book.names)
+    book.run(1, stop)
+    said = capsys.readouterr().out
+    assert "Layer normalization, 20 epochs of muon, seed 1\n" in said
+    assert "Group normalization, 1 epochs of smoke, seed 7" in said
+    assert "convolutions in float32" in said
+
+
+def run_first_cells(tmp_path, lines=""):
+    """Return what the cells say up to the libraries, in `tmp_path` and in a process of its own."""
+    stop = next(i for i, source in enumerate(get_code("bn")) if "import runs" in source)
+    code = [TransformerManager().transform_cell(source) for source in get_code("bn")[: stop + 1]]
+    stub = "from unittest import mock; get_ipython = mock.Mock()\n"
+    command = [sys.executable, "-c", lines + stub + "\n".join(code)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    return done.stderr.strip().splitlines()[-1] if done.returncode else ""
+
+
+def test_a_file_that_is_missing_or_another_is_named(tmp_path):
+    for name in MODULES:
+        (tmp_path / name).symlink_to(ROOT / name)
+    assert run_first_cells(tmp_path) == ""
+    (tmp_path / "utils.py").unlink()
+    (tmp_path / "utils.py").write_text("", encoding="utf-8")  # of another project
+    assert str(tmp_path / "utils.py") in run_first_cells(tmp_path)
+    for name in ("utils.py", "runs.py"):
+        (tmp_path / name).unlink()
+    assert "No module named 'utils'" in run_first_cells(tmp_path)
+    (tmp_path / "utils.py").symlink_to(ROOT / "utils.py")
+    (tmp_path / "runs").mkdir()  # what a run leaves is no module
+    assert "'runs'" in run_first_cells(tmp_path)
+
+
+@notebooks
+def test_the_files_to_upload_are_all_that_the_notebook_imports(norm):
+    text = "\n".join(cell.source for cell in read(norm) if cell.cell_type == "markdown")
+    upload = re.search(r"In Colab, upload (.*?) first", text)[1]
+    assert sorted(re.findall(r"`(.+?)`", upload)) == sorted([*MODULES, cifar10.SHEET.name])
+    below = {
+        "utils.py": {"models", "cifar10", "runs", "plots"},
+        "plots.py": {"runs"},
+        "runs.py": {"cifar10"},
+    }
+    for name in MODULES:
+        code = (ROOT / name).read_text(encoding="utf-8")
+        ours = r"^(?:from|import) (models|cifar10|plots|runs|utils|experiments)\b"
+        found = set(re.findall(ours, code, re.MULTILINE))
+        assert found <= below.get(name, set()), "arrows go down only"
+
+
+def test_the_numbers_of_the_lessons_are_those_of_the_results():
+    need_packages()
+    for path in NOTEBOOKS.values():
+        assert path.read_text(encoding="utf-8").count("<!--= ") >= 10

@@ -1,0 +1,263 @@
+"""The notebooks' figures: each function takes data and returns a Figure."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import ConnectionPatch
+from torch.utils.data import TensorDataset
+
+from runs import LABELS
+
+# The same everywhere; told apart by colour-blind eyes (Okabe and Ito 2008) and in grey print.
+STYLES = {
+    "bn": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
+    "gn": {"color": "#E69F00", "linestyle": "--", "marker": "s"},
+    "ln": {"color": "#009E73", "linestyle": "-.", "marker": "^"},
+    "none": {"color": "#444444", "linestyle": ":", "marker": "D"},
+    "he": {"color": "#CC79A7", "linestyle": (0, (3, 1, 1, 1)), "marker": "v"},
+}
+
+
+def post_points(x: torch.Tensor, changed: torch.Tensor, axes: Sequence[int]) -> Figure:
+    """Return a Figure of numbers before and after they are normalized over `axes`.
+
+    `x` and `changed` are (images, channels, positions); each has a row, and each image a column.
+    Numbers of one colour share a mean and a deviation. In the second row, rings mark where the
+    numbers of the first one went.
+    """
+    sets = torch.arange(x.numel()).view_as(x).amin(axes, keepdim=True).expand_as(x)
+    palette = ("#8E44AD", "#16A085", "#C0392B", "#7F8C8D")  # none that stands for a norm
+    colors = dict(zip(sets.unique().tolist(), palette, strict=False))
+    after = []
+    for numbers in (x, changed):
+        mean, deviation = numbers.mean(axes, True), numbers.std(axes, correction=0, keepdim=True)
+        after.append((numbers - mean) / deviation)
+    figure = Figure(figsize=(9, 5.6), layout="constrained")
+    rows = figure.subplots(2, len(x), sharey="row", squeeze=False)
+    for row, before, values in zip(rows, (x, changed), after, strict=True):
+        for image, axis in enumerate(row):
+            right = axis.twinx()
+            right.set(ylim=(-2.2, 2.2), ylabel="after" if image == len(x) - 1 else "")
+            axis.set(xlim=(-0.3, 1.3), xticks=[], ylabel="" if image else "before")
+            axis.set(ylim=(before.min() - 0.15 * before.max(), 1.15 * before.max()))
+            ends = (part[image].flatten().tolist() for part in (before, values, after[0], sets))
+            for start, end, first, number in zip(*ends, strict=True):
+                color = colors[number]
+                axis.plot(0, start, "o", color=color)
+                axis.annotate(f"{start:g} ", (0, start), ha="right", va="center")
+                right.plot(1, end, "o", color=color)
+                right.annotate(f"  {end:.1f}", (1, end), va="center")
+                right.plot(1, first, "o", color=color, markersize=11, fillstyle="none")
+                places = {"coordsA": axis.transData, "coordsB": right.transData}
+                right.add_artist(ConnectionPatch((0, start), (1, end), color=color, **places))
+            what = "" if before is x else ", as it was" if image else ", one number changed"
+            axis.set_title(f"image {image + 1}{what}")
+    return figure
+
+
+def post_cubes(groups: int = 4) -> Figure:
+    """Return a Figure of the activations that share a mean and a deviation, with each norm.
+
+    A cube is the output of a layer with 8 channels for a batch of 4 images; each little one is an
+    activation. The purple ones are one set.
+    """
+    image, channel, _ = torch.meshgrid(*map(torch.arange, (4, 8, 3)), indexing="ij")
+    front = image == 0
+    sets = {
+        "Batch: one channel,\nall images": channel == 7,
+        f"Group: one image,\n1 of {groups} groups of channels": front
+        & (channel >= 8 - 8 // groups),
+        "Layer: one image,\nall channels": front,
+    }
+    figure = Figure(figsize=(10, 3.0))
+    for place, (name, shaded) in enumerate(sets.items(), 1):
+        axis = figure.add_subplot(1, 3, place, projection="3d")
+        solid = shaded.transpose(0, 1).numpy()
+        for part, color in ((~solid, "#DCE6F0"), (solid, "#B03A6F")):
+            axis.voxels(part, facecolors=color, edgecolors="#333333", linewidth=0.5)
+        axis.set(xticks=[], yticks=[], zticks=[], facecolor="none")  # labels stand over the edge
+        axis.set_title(name, fontsize=12, y=1.0)
+        for side, label in (("x", "channels"), ("y", "images"), ("z", "height x width")):
+            getattr(axis, f"{side}axis").set_label_text(label, fontsize=11)
+            getattr(axis, f"{side}axis").labelpad = -12
+            getattr(axis, f"{side}axis").set_pane_color((0, 0, 0, 0))
+        axis.set_box_aspect((8, 4, 3), zoom=1.0)
+        axis.view_init(elev=24, azim=-58)
+    figure.subplots_adjust(left=0.0, right=0.96, bottom=0.0, top=0.9, wspace=0.12)
+    return figure
+
+
+def post_lines(lines: Mapping, title: str, xlabel: str, ylabel: str, log=False, window=1) -> Figure:
+    """Return a Figure of a line for each name, which is a norm's or any other: values y by x.
+
+    With `window` a line is the mean of that many values; the values are drawn faintly behind it.
+    """
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axis = figure.subplots()
+    draw_lines(axis, lines, window)
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
+    return figure
+
+
+def draw_lines(axis, lines: Mapping[str, Mapping], window=1) -> None:
+    """Draw a line for each name on the axis, with a legend: see `post_lines`."""
+    for i, (name, values) in enumerate(lines.items()):
+        x, y = list(values), torch.tensor(list(values.values()), dtype=torch.float64)
+        style = STYLES.get(name, {"linestyle": ("-", "--")[i % 2], "marker": "o"})
+        style = style | ({"marker": ""} if len(y) > 30 else {})
+        means = y.unfold(0, window, 1).mean(1)
+        (line,) = axis.plot(x[window - 1 :], means, label=LABELS[name], linewidth=2, **style)
+        if window > 1:
+            axis.plot(x, y, color=line.get_color(), linewidth=0.8, alpha=0.35)
+    axis.grid(alpha=0.3)
+    axis.legend()
+
+
+Signals = Mapping[str, Mapping[str, tuple[torch.Tensor, torch.Tensor]]]
+
+
+def post_signal(signals: Signals) -> Figure:
+    """Return a Figure of the standard deviation by block, before and after the normalization.
+
+    `signals` has for each network, by its norm, and each block the activations before and after.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels = zip(figure.subplots(1, 2, sharey=True), ("before", "after"), strict=True)
+    for place, (axis, where) in enumerate(panels):
+        lines = {
+            name: {block: both[place].std().item() for block, both in blocks.items()}
+            for name, blocks in signals.items()
+        }
+        draw_lines(axis, lines)
+        axis.set(title=f"{where} the normalization", xlabel="block", yscale="log")
+    figure.axes[0].set(ylabel="standard deviation of the activations")
+    return figure
+
+
+def post_histograms(signals: Signals, blocks: Sequence[str] = ("C1", "C5", "C10")) -> Figure:
+    """Return a Figure of histograms before and after the normalization: see `post_signal`."""
+    figure = Figure(figsize=(10, 2.1 * len(signals)), layout="constrained")
+    rows = figure.subplots(len(signals), len(blocks), squeeze=False)
+    for row, (name, signal) in zip(rows, signals.items(), strict=True):
+        for axis, block in zip(row, blocks, strict=True):
+            before, after = (part.flatten().float().cpu() for part in signal[block])
+            low, high = (torch.stack([f(before), f(after)]) for f in (torch.min, torch.max))
+            edges = torch.linspace(low.min().item(), high.max().item(), 60).numpy()
+            share = torch.full_like(before, 100 / before.numel()).numpy()
+            how = {"bins": edges, "weights": share, "log": True}
+            axis.hist(before.numpy(), color="#BBBBBB", label="before", **how)
+            color = STYLES.get(name, STYLES["none"])["color"]
+            axis.hist(after.numpy(), histtype="step", color=color, label="after", **how)
+            axis.set_title(f"{LABELS[name]}: {block}", fontsize=11)
+            axis.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
+        row[0].set_ylabel("% of activations")
+    rows[0, 0].legend()
+    return figure
+
+
+def post_display(images: torch.Tensor, captions: Sequence[str], title: str, columns=10) -> Figure:
+    """Return a Figure of uint8 images (N, 3, H, W) in rows of `columns`, each under its caption."""
+    rows = max(1, -(-len(images) // columns))
+    lines = 1 + max((caption.count("\n") for caption in captions), default=0)
+    size = 12 / columns  # inches an image, of which a line of text takes 0.2
+    figure = Figure(figsize=(12, rows * (size + 0.2 * lines) + 0.4), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.axis("off")
+    if not captions:
+        figure.set_figheight(0.5)  # the title alone
+    for axis, image, caption in zip(axes, images.cpu(), captions, strict=False):
+        axis.imshow(image.permute(1, 2, 0).numpy())
+        axis.set_title(caption, fontsize=10)
+    return figure
+
+
+def post_accuracyplots(
+    history: Mapping[str, Sequence[float]], title: str, norm: str, committed: Mapping = {}
+) -> Figure:
+    """Return a Figure of a history by epoch; the test curve has the colour of `norm`.
+
+    `committed` has the histories of other runs by norm: those of `norm` are drawn as a band from
+    the lowest to the highest, others as the thin line of their mean.
+    """
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplot_mosaic([["loss", "acc"], ["lr", "acc"]], height_ratios=[3, 1])
+    epochs = range(1, len(history["lr"]) + 1)
+    for key, label in (("loss", "mean negative log likelihood"), ("acc", "accuracy (%)")):
+        axis = axes[key]
+        axis.plot(epochs, history[f"clean_train_{key}"], "--", color="black", label="clean train")
+        color = STYLES.get(norm, STYLES["none"])["color"]  # it may be a norm of the user's own
+        axis.plot(epochs, history[f"test_{key}"], "-", color=color, linewidth=2, label="test")
+        for other, histories in committed.items():
+            tests = torch.tensor([run[f"test_{key}"] for run in histories])  # (runs, epochs)
+            count, x = f"{len(tests)} committed runs", range(1, tests.shape[1] + 1)
+            color = STYLES[other]["color"]
+            if other == norm:
+                band = (tests.amin(0).tolist(), tests.amax(0).tolist())
+                axis.fill_between(x, *band, color=color, alpha=0.25, linewidth=0, label=count)
+            else:
+                name = f"{LABELS[other]}: mean of {count}"
+                axis.plot(x, tests.mean(0), color=color, linewidth=0.9, label=name)
+        axis.set_ylabel(label)
+        axis.legend(fontsize=8)
+    axes["lr"].plot(epochs, history["lr"], ".-", color="dimgray", linewidth=1)
+    axes["lr"].set(ylabel="learning rate", ylim=(0, None))
+    for axis in axes.values():
+        axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+    return figure
+
+
+def post_misclassified(
+    dataset: TensorDataset, prediction, classes, title, count=10, most_confident=False
+) -> Figure:
+    """Return a Figure of the first, or the most confident, `count` wrong predictions.
+
+    `prediction` is log-probabilities (N, 10) in the order of `dataset`. Each caption gives the
+    label, the predicted class and the probability that the network gave it.
+    """
+    images, labels = dataset.tensors
+    probability, predicted = prediction.exp().max(dim=1)
+    wrong = (predicted != labels).nonzero().flatten()
+    if most_confident:
+        wrong = wrong[probability[wrong].argsort(descending=True, stable=True)]
+    wrong = wrong[:count]
+    captions = [
+        f"label: {classes[labels[i]]}\npredicted: {classes[predicted[i]]} ({probability[i]:.1%})"
+        for i in wrong.tolist()
+    ]
+    title = title if captions else f"{title} (none)"
+    return post_display(images[wrong], captions, title, columns=5)
+
+
+def post_confusion(prediction, labels, classes: Sequence[str], title: str) -> Figure:
+    """Return a Figure of the confusion matrix, true class by predicted class, and each accuracy.
+
+    `prediction` is log-probabilities (N, 10) of images whose labels are `labels` (N,). A cell is a
+    number of images, coloured where they are wrong.
+    """
+    size = prediction.shape[1]
+    pairs = (labels * size + prediction.argmax(dim=1)).cpu()
+    counts = torch.bincount(pairs, minlength=size**2).view(size, size)
+    classes = [*classes, *range(len(classes), size)]  # outputs that are no class of the data
+    errors = counts - counts.diag().diag()
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    figure.suptitle(title)
+    matrix, bars = figure.subplots(1, 2, width_ratios=[2, 1], sharey=True)
+    matrix.imshow(errors.numpy(), cmap="Purples", aspect="auto")
+    for row, column in counts.nonzero().tolist():  # zeros are left out
+        color = "white" if errors[row, column] > errors.max() / 2 else "black"
+        text = str(counts[row, column].item())
+        matrix.text(column, row, text, ha="center", va="center", color=color, fontsize=11)
+    matrix.set(xlabel="predicted class", ylabel="true class")
+    matrix.set_yticks(range(size), classes)
+    matrix.set_xticks(range(size), classes, rotation=45, ha="right")
+    accuracies = (100 * counts.diag() / counts.sum(dim=1).clamp(min=1)).tolist()
+    drawn = bars.barh(range(size), accuracies, color=matrix.images[0].cmap(0.6))
+    bars.bar_label(drawn, fmt="%.1f", padding=2, fontsize=9)
+    bars.set(xlabel="accuracy of the class (%)", xlim=(0, 112), xticks=range(0, 101, 25))
+    return figure
