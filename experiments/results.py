@@ -5,7 +5,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -104,9 +104,18 @@ def load_model(path: Path, test: TensorDataset | None = None) -> nn.Module:
     return model
 
 
-def is_done(run: utils.Run, folder: Path) -> bool:
-    """Tell whether the run's result is in `folder`; ValueError if another recipe's is there."""
+def is_done(run: utils.Run, folder: Path, protocol: Mapping | None = None) -> bool:
+    """Tell whether the run's result is in `folder`.
+
+    Raises ValueError if what is there is of another recipe, or records another protocol.
+    """
     path = run.get_path(folder, ".json")
-    if path.exists() and not is_same_recipe(load_result(path)["recipe"], run.recipe):
+    if not path.exists():
+        return False
+    result = load_result(path)
+    if not is_same_recipe(result["recipe"], run.recipe):
         raise ValueError(f"{path} is of other hyperparameters than the recipe has: move it away")
-    return path.exists()
+    if protocol is not None and result.get("protocol", protocol) != protocol:
+        known = f"{result['protocol']}, and asked for is {protocol}"
+        raise ValueError(f"{path} is of another protocol: move it away (its is {known})")
+    return True
