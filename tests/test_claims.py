@@ -4,10 +4,12 @@ import json
 import math
 import re
 from dataclasses import fields, replace
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import utils
@@ -125,6 +127,50 @@ def test_the_optimizers_differ_in_the_step_alone():
     assert held == replace(recipes["normalized-0.01"], name="search-normalized-0.01", epochs=10)
 
 
+# --- Networks
+
+
+def test_each_ghost_batch_is_normalized_by_itself():
+    layer, ordinary, images = claims.GhostNorm(3, 4), nn.BatchNorm2d(3), torch.randn(10, 3, 5, 5)
+    with torch.no_grad():
+        images[:4] += 3
+        layer.weight += torch.rand(3)
+    parts, output = images.split(4), layer(images)  # the last one has two images
+    for part, normalized in zip(parts, output.split(4), strict=True):
+        alone = F.batch_norm(part, None, None, layer.weight, layer.bias, training=True)
+        torch.testing.assert_close(normalized, alone)
+    mean = torch.stack([part.mean(dim=(0, 2, 3)) for part in parts]).mean(dim=0)
+    var = torch.stack([part.var(dim=(0, 2, 3)) for part in parts]).mean(dim=0)
+    torch.testing.assert_close(layer.running_mean, 0.1 * mean)
+    torch.testing.assert_close(layer.running_var, 0.9 + 0.1 * var)
+    ordinary.load_state_dict(layer.state_dict())
+    assert layer.eval()(images).equal(ordinary.eval()(images))
+
+
+@pytest.mark.parametrize("arm", ["none", "bn"])
+def test_a_deeper_network_repeats_its_convolutions_in_place(arm):
+    def make(depth):
+        torch.manual_seed(1)
+        return claims.make_network(arm, claims.MUON, depth=depth)
+
+    weights, ordinary = make(1).state_dict(), make(1)
+    torch.manual_seed(1)
+    expected = utils.make_model(arm, claims.MUON).state_dict()
+    assert all(weights[name].equal(expected[name]) for name in weights | expected)
+    assert sum(p.numel() for p in ordinary.parameters()) == 48_448
+    names = "C1 C2 c3 P1 C4 C5 C5b C5c C5d C6 C6b C6c c7 P2 C8 C9 C9b C9c C9d C10 GAP c11"
+    assert list(dict(make(2).layers.named_children())) == names.split()
+    for depth in (1, 2, 4):
+        x, sizes = torch.zeros(2, 3, 32, 32), {}
+        for name, layer in make(depth).layers.named_children():
+            x = sizes[name] = layer(x)
+        blocks = {name: part.shape[1:] for name, part in sizes.items() if name[0] == "C"}
+        assert len(blocks) == 8 * depth
+        for name, size in blocks.items():
+            assert size == blocks[name.rstrip("bcdefghi")]
+        assert x.shape == (2, 10, 1, 1)
+
+
 # --- Whole runs, on the sample
 
 
@@ -136,25 +182,26 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "WATCHED", ("C2", "C10"))
     monkeypatch.setattr(claims, "DISTANCES", (0.5, 4.0))
 
-    def make(claim, arm, **changes):
+    def make(claim, arm, value=None, **changes):
         protocol = claims.CLAIMS[claim].protocol
         protocol = protocol | {"held_out": 56} if "held_out" in protocol else protocol
-        small = replace(claims.CLAIMS[claim], protocol=protocol, folder=tmp_path / "results")
-        monkeypatch.setitem(claims.CLAIMS, claim, small)
-        recipe, changes = next(iter(small.recipes.values())), {"epochs": 1} | changes
-        recipe = replace(recipe, **({"batch_size": 64} | changes))
+        value = value or next(iter(claims.CLAIMS[claim].recipes))
+        changes = {"epochs": 1, "batch_size": 64} | changes
+        recipe = replace(claims.CLAIMS[claim].recipes[value], **changes)
+        small = {"protocol": protocol, "folder": tmp_path / "results", "recipes": {value: recipe}}
+        monkeypatch.setitem(claims.CLAIMS, claim, replace(claims.CLAIMS[claim], **small))
         run = utils.Run(recipe, arm, 1, "float32")
         said = claims.run_claim(claim, run)
         assert records.is_done(run, claims.CLAIMS[claim].folder)
         assert not list((tmp_path / "checkpoints").rglob("*.pt"))
-        return run, json.loads(run.get_path(small.folder, ".json").read_text("utf-8")), said
+        return run, json.loads(run.get_path(small["folder"], ".json").read_text("utf-8")), said
 
     return make
 
 
-def fit(run, folder):
+def fit(run, folder, **settings):
     """Return the trained network and the history of the run, without a claim's measurements."""
-    training = utils.assemble(run, DATA)
+    training = utils.assemble(run, DATA, partial(claims.make_network, **settings))
     return training.model, utils.fit(run, training, folder)
 
 
@@ -164,6 +211,7 @@ def fit(run, folder):
         ("rates", "he", set()),
         ("batches", "bn", {"recomputed_acc"}),
         ("scales", "ln", {"before", "after"}),
+        ("depth", "none", set()),
     ],
 )
 def test_a_claim_trains_as_the_notebooks_do(claim, arm, measured, small, tmp_path):
@@ -190,10 +238,17 @@ def test_a_final_measurement_is_that_of_plain_loaders(small, tmp_path):
     assert result["test_predictions"] == "".join(map(str, digits[1].tolist()))
 
 
-def test_recomputed_statistics_are_those_of_the_images(small, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("claim", "settings"), [("batches", {}), ("ghosts", {"ghost": 2})])
+def test_recomputed_statistics_are_those_of_the_images(
+    claim, settings, small, tmp_path, monkeypatch
+):
     monkeypatch.setattr(claims, "RECOMPUTED_ON", 200)  # one batch
-    run, result, _ = small("batches", "bn")
-    model, _ = fit(run, tmp_path)
+    run, result, _ = small(claim, "bn")
+    assert result["protocol"] == {"recomputed_on": 10_000} | settings
+    trained, history = fit(run, tmp_path, **settings)
+    assert result["history"]["test_loss"] == history["test_loss"]
+    model = Session8Net("bn").to(memory_format=torch.channels_last)
+    model.load_state_dict(trained.state_dict())
     transforms = utils.get_test_transforms()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -202,6 +257,11 @@ def test_recomputed_statistics_are_those_of_the_images(small, tmp_path, monkeypa
         model.train()(transforms(DATA.train.tensors[0][:200]))
     loader = utils.Loader(DATA.test, transforms, 64)
     assert result["recomputed_acc"] == utils.test(model, loader, nn.NLLLoss())[1]
+
+
+def test_a_whole_batch_as_its_own_ghost_changes_no_digit(small, tmp_path):
+    run, whole, _ = small("ghosts", "bn", "128", batch_size=128)
+    assert whole["history"]["test_loss"] == fit(run, tmp_path)[1]["test_loss"]
 
 
 def test_to_measure_the_shift_leaves_the_training_alone(small, tmp_path, monkeypatch):
@@ -248,6 +308,17 @@ def test_to_look_where_the_loss_overflows_ends_no_run(small, monkeypatch):
 
 
 # --- The command line
+
+
+def test_a_result_of_another_protocol_is_not_taken_for_a_done_run(small, monkeypatch):
+    run, _, _ = small("search", "none")
+    options = f"--values {next(iter(claims.CLAIMS['search'].recipes))} --arms none --seeds 1"
+    monkeypatch.setattr("sys.argv", ["claims", "search", *options.split()])
+    claims.main()  # it is done
+    other = replace(claims.CLAIMS["search"], protocol={"held_out": 57})
+    monkeypatch.setitem(claims.CLAIMS, "search", other)
+    with pytest.raises(ValueError, match=rf"{run.name}\.json is of another protocol.*57"):
+        claims.main()
 
 
 def get_runs(*arguments):
