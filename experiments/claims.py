@@ -29,6 +29,7 @@ from cifar10 import Data
 from experiments import results as records
 from experiments.replicate import add_options, get_runs, run_left
 from experiments.results import COMPARED, ROOT, SEEDS
+from experiments.robustness import PROTOCOL, measure_robustness
 from models import conv_block
 from runs import ADVICE, RECIPES, Recipe, Run, Training, describe_run, make_json, write_whole
 
@@ -373,6 +374,9 @@ CLAIMS = {
         ("none", "bn"),
         vary("depth", dict.fromkeys(DEPTHS, MUON), lr=0.02, epochs=4),
         settings=DEPTHS,
+    ),
+    "robustness": Claim(
+        measure_robustness, COMPARED, vary("robustness", {"muon": MUON}), PROTOCOL, seeds=SEEDS
     ),
     "tuning": Claim(measure_history, COMPARED, TRIED, HELD, TUNING, (1,)),
 }
