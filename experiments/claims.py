@@ -12,7 +12,6 @@ import functools
 import json
 import math
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,17 +19,16 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import TensorDataset
 
 import utils
 from cifar10 import Data
 from experiments import results as records
+from experiments import robustness
 from experiments.replicate import add_options, get_runs, run_left
 from experiments.results import COMPARED, ROOT, SEEDS
-from experiments.robustness import PROTOCOL, measure_robustness
-from models import conv_block
+from experiments.variants import ADDED, make_network
 from runs import ADVICE, RECIPES, Recipe, Run, Training, describe_run, make_json, write_whole
 
 FOLDER, TUNING = (ROOT / "results" / name for name in ("claims", "tuning"))
@@ -38,59 +36,6 @@ CHECKPOINTS = ROOT / "checkpoints" / "claims"
 SGD, MUON = RECIPES["onecycle"], RECIPES["muon"]
 ARMS = ("none", "he", "bn", "gn", "ln")
 Tensors = dict[str, torch.Tensor]  # the parameters of a network, or their gradients, by name
-
-
-# --- The networks that a setting makes -----------------------------------------------------------
-
-
-class GhostNorm(nn.BatchNorm2d):
-    """nn.BatchNorm2d that in training normalizes every part of `ghost` images by itself.
-
-    Running averages move once a step, towards the means of the parts' statistics. (Ghost batches
-    are of Hoffer et al. 2017. A loop is faster here than a view of the parts as channels, which
-    needs the contiguous memory format.)
-    """
-
-    def __init__(self, channels: int, ghost: int):
-        super().__init__(channels)
-        self.ghost = ghost
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # Without momentum, as `update_bn` has it, the statistics are meant to be of whole batches.
-        if not self.training or self.momentum is None or len(x) <= self.ghost:
-            return super().forward(x)
-        mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
-        parts = [
-            F.batch_norm(part, mean, var, self.weight, self.bias, True, 1 / i, self.eps)
-            for i, part in enumerate(x.split(self.ghost), 1)  # 1 / i: mean and var become means
-        ]
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(var, self.momentum)
-        return torch.cat(parts)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, ghost={self.ghost}"
-
-
-# Blocks that keep width and size, added behind those of these names, by the depth that is asked
-# for: so many times the network's eight 3x3 convolutions.
-ADDED = {1: {}, 2: {"C5": 3, "C6": 2, "C9": 3}, 4: {"C5": 8, "C6": 8, "C9": 8}}
-
-
-def make_network(arm: str, recipe: Recipe, ghost: int = 0, depth: int = 1) -> nn.Module:
-    """Return the recipe's network, with GhostNorm if `ghost`, and `depth` times as deep."""
-    model, layers = utils.make_model(arm, recipe), {}
-    for name, layer in model.layers.named_children():
-        layers[name] = layer
-        for letter in "bcdefghi"[: ADDED[depth].get(name, 0)]:
-            width, options = layer.conv.out_channels, {"groups": recipe.groups, "padding": 1}
-            options["dropout"] = recipe.dropout
-            layers[name + letter] = conv_block(width, width, norm=arm, **options)
-    model.layers = nn.Sequential(OrderedDict(layers))
-    for block in model.layers if ghost else ():
-        if hasattr(block, "norm"):
-            block.norm = GhostNorm(block.norm.num_features, ghost)
-    return model
 
 
 # --- What each claim measures --------------------------------------------------------------------
@@ -326,15 +271,11 @@ TRIED = {
 
 OPTIMIZERS = {f"sgd-{lr:g}": replace(SGD, lr=lr) for lr in (0.01, 0.03, 0.1, 0.3)}
 OPTIMIZERS |= {f"muon-{lr:g}": replace(MUON, lr=lr) for lr in (0.01, 0.02, 0.03, 0.05)}
-NORMALIZED = {
-    f"normalized-{lr:g}": replace(MUON, optimizer="normalized", lr=lr)
-    for lr in (0.0003, 0.001, 0.003, 0.01)
-}
-ADAMW = {
-    f"adamw-{lr:g}": replace(MUON, optimizer="adamw", lr=lr, momentum=0.9)  # its first beta
-    for lr in (0.001, 0.003, 0.01, 0.03)
-}
-SCALED = NORMALIZED | ADAMW  # steps whose size does not hang on the gradient's
+# Steps whose size does not hang on the gradient's. AdamW's momentum is its first beta.
+NORMALIZED = replace(MUON, optimizer="normalized")
+ADAMW = replace(MUON, optimizer="adamw", momentum=0.9)
+SCALED = {f"normalized-{lr:g}": replace(NORMALIZED, lr=lr) for lr in (0.0003, 0.001, 0.003, 0.01)}
+SCALED |= {f"adamw-{lr:g}": replace(ADAMW, lr=lr) for lr in (0.001, 0.003, 0.01, 0.03)}
 RATES = {f"{lr:g}": replace(SGD, lr=lr) for lr in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)}
 SIZES = {f"{n}": replace(SGD, batch_size=n, lr=0.05 * n / 128) for n in (2, 4, 16, 64, 256)}
 PLAIN = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "scheduler": "step", "crop": 0}
@@ -348,6 +289,8 @@ def vary(claim: str, recipes: Mapping[str, Recipe], **changes) -> dict[str, Reci
     return {v: replace(recipe, name=f"{claim}-{v}", **changes) for v, recipe in recipes.items()}
 
 
+PARTS = vary("ghosts", dict.fromkeys(GHOSTS, SGD), epochs=5)
+DEEPER = vary("depth", dict.fromkeys(DEPTHS, MUON), lr=0.02, epochs=4)
 BARE, HELD = ("none", "he"), {"held_out": HELD_OUT}
 RECOMPUTED, SCALES = {"recomputed_on": RECOMPUTED_ON}, {"images": SCALE_IMAGES}
 SHIFT = {"every": SHIFT_EVERY, "watched": list(WATCHED), "distances": list(DISTANCES)}
@@ -361,22 +304,14 @@ CLAIMS = {
     "batches": Claim(measure_averages, COMPARED, vary("batches", SIZES, epochs=5), RECOMPUTED),
     "scales": Claim(measure_scales, ARMS, vary("scales", {"0.05": SGD}, epochs=4), SCALES),
     "shift": Claim(measure_shift, ARMS, vary("shift", AT_0_1), SHIFT),
-    "ghosts": Claim(
-        measure_averages,
-        ("bn",),
-        vary("ghosts", dict.fromkeys(GHOSTS, SGD), epochs=5),
-        RECOMPUTED,
-        seeds=SEEDS,
-        settings=GHOSTS,
-    ),
-    "depth": Claim(
-        measure_history,
-        ("none", "bn"),
-        vary("depth", dict.fromkeys(DEPTHS, MUON), lr=0.02, epochs=4),
-        settings=DEPTHS,
-    ),
+    "ghosts": Claim(measure_averages, ("bn",), PARTS, RECOMPUTED, seeds=SEEDS, settings=GHOSTS),
+    "depth": Claim(measure_history, ("none", "bn"), DEEPER, settings=DEPTHS),
     "robustness": Claim(
-        measure_robustness, COMPARED, vary("robustness", {"muon": MUON}), PROTOCOL, seeds=SEEDS
+        robustness.measure,
+        COMPARED,
+        vary("robustness", {"muon": MUON}),
+        robustness.PROTOCOL,
+        seeds=SEEDS,
     ),
     "tuning": Claim(measure_history, COMPARED, TRIED, HELD, TUNING, (1,)),
 }

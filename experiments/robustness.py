@@ -98,7 +98,7 @@ def get_rows(model: nn.Module, dataset: TensorDataset, precision: str = "float32
     return rows
 
 
-def measure_robustness(run: Run, training: Training) -> dict:
+def measure(run: Run, training: Training) -> dict:
     """Return the rows of the trained network of that norm and seed; `training` gives the images."""
     dataset = training.test_loader.dataset
     path = replace(run, recipe=RECIPES["muon"]).get_path(WEIGHTS, ".json")

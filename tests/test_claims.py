@@ -9,15 +9,15 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import utils
 from cifar10 import Data, load_sample
 from experiments import claims
 from experiments import results as records
+from experiments.variants import make_network
 from models import Session8Net
-from runs import is_same_recipe
+from runs import RECIPES, Recipe, Run, is_same_recipe
 
 SAMPLE = load_sample()
 DATA = replace(SAMPLE, train=TensorDataset(*SAMPLE.train[:256]))  # 4 batches of 64
@@ -85,7 +85,7 @@ def test_deviations_are_those_of_each_channel_of_a_block():
 def test_he_initialization_keeps_the_signal():
     images, ends = utils.get_test_transforms()(SAMPLE.test.tensors[0]), {}
     for arm in ("none", "he"):
-        model, *_ = utils.assemble(utils.Run(claims.SGD, arm, 1, "float32"), DATA)
+        model, *_ = utils.assemble(Run(claims.SGD, arm, 1, "float32"), DATA)
         ends[arm] = torch.tensor(claims.get_deviations(model, images)["C10"]).mean()
     assert ends["none"] < 0.001
     assert 0.1 < ends["he"] < 10
@@ -111,7 +111,7 @@ def test_a_value_has_the_recipe_and_the_protocol_that_its_results_record(claim):
         if name in recipes:
             assert is_same_recipe(result["recipe"], recipes[name]), name
         else:  # its code is gone, and with it the field that it changed
-            gone = set(result["recipe"]) - {item.name for item in fields(utils.Recipe)}
+            gone = set(result["recipe"]) - {item.name for item in fields(Recipe)}
             assert any(result["recipe"][field] for field in gone), name
 
 
@@ -120,55 +120,11 @@ def test_the_optimizers_differ_in_the_step_alone():
     names = [f"normalized-{lr}" for lr in ("0.0003", "0.001", "0.003", "0.01")]
     assert list(recipes) == names + [f"adamw-{lr}" for lr in ("0.001", "0.003", "0.01", "0.03")]
     named = {"name": "optimizers-adamw-0.01", "optimizer": "adamw", "lr": 0.01, "momentum": 0.9}
-    assert recipes["adamw-0.01"] == replace(utils.RECIPES["muon"], **named)
+    assert recipes["adamw-0.01"] == replace(RECIPES["muon"], **named)
     named = {"name": "optimizers-normalized-0.01", "optimizer": "normalized", "lr": 0.01}
-    assert recipes["normalized-0.01"] == replace(utils.RECIPES["muon"], **named)
+    assert recipes["normalized-0.01"] == replace(RECIPES["muon"], **named)
     held = claims.CLAIMS["search"].recipes["normalized-0.01"]
     assert held == replace(recipes["normalized-0.01"], name="search-normalized-0.01", epochs=10)
-
-
-# --- Networks
-
-
-def test_each_ghost_batch_is_normalized_by_itself():
-    layer, ordinary, images = claims.GhostNorm(3, 4), nn.BatchNorm2d(3), torch.randn(10, 3, 5, 5)
-    with torch.no_grad():
-        images[:4] += 3
-        layer.weight += torch.rand(3)
-    parts, output = images.split(4), layer(images)  # the last one has two images
-    for part, normalized in zip(parts, output.split(4), strict=True):
-        alone = F.batch_norm(part, None, None, layer.weight, layer.bias, training=True)
-        torch.testing.assert_close(normalized, alone)
-    mean = torch.stack([part.mean(dim=(0, 2, 3)) for part in parts]).mean(dim=0)
-    var = torch.stack([part.var(dim=(0, 2, 3)) for part in parts]).mean(dim=0)
-    torch.testing.assert_close(layer.running_mean, 0.1 * mean)
-    torch.testing.assert_close(layer.running_var, 0.9 + 0.1 * var)
-    ordinary.load_state_dict(layer.state_dict())
-    assert layer.eval()(images).equal(ordinary.eval()(images))
-
-
-@pytest.mark.parametrize("arm", ["none", "bn"])
-def test_a_deeper_network_repeats_its_convolutions_in_place(arm):
-    def make(depth):
-        torch.manual_seed(1)
-        return claims.make_network(arm, claims.MUON, depth=depth)
-
-    weights, ordinary = make(1).state_dict(), make(1)
-    torch.manual_seed(1)
-    expected = utils.make_model(arm, claims.MUON).state_dict()
-    assert all(weights[name].equal(expected[name]) for name in weights | expected)
-    assert sum(p.numel() for p in ordinary.parameters()) == 48_448
-    names = "C1 C2 c3 P1 C4 C5 C5b C5c C5d C6 C6b C6c c7 P2 C8 C9 C9b C9c C9d C10 GAP c11"
-    assert list(dict(make(2).layers.named_children())) == names.split()
-    for depth in (1, 2, 4):
-        x, sizes = torch.zeros(2, 3, 32, 32), {}
-        for name, layer in make(depth).layers.named_children():
-            x = sizes[name] = layer(x)
-        blocks = {name: part.shape[1:] for name, part in sizes.items() if name[0] == "C"}
-        assert len(blocks) == 8 * depth
-        for name, size in blocks.items():
-            assert size == blocks[name.rstrip("bcdefghi")]
-        assert x.shape == (2, 10, 1, 1)
 
 
 # --- Whole runs, on the sample
@@ -190,7 +146,7 @@ def small(tmp_path, monkeypatch):
         recipe = replace(claims.CLAIMS[claim].recipes[value], **changes)
         small = {"protocol": protocol, "folder": tmp_path / "results", "recipes": {value: recipe}}
         monkeypatch.setitem(claims.CLAIMS, claim, replace(claims.CLAIMS[claim], **small))
-        run = utils.Run(recipe, arm, 1, "float32")
+        run = Run(recipe, arm, 1, "float32")
         said = claims.run_claim(claim, run)
         assert records.is_done(run, claims.CLAIMS[claim].folder)
         assert not list((tmp_path / "checkpoints").rglob("*.pt"))
@@ -201,7 +157,7 @@ def small(tmp_path, monkeypatch):
 
 def fit(run, folder, **settings):
     """Return the trained network and the history of the run, without a claim's measurements."""
-    training = utils.assemble(run, DATA, partial(claims.make_network, **settings))
+    training = utils.assemble(run, DATA, partial(make_network, **settings))
     return training.model, utils.fit(run, training, folder)
 
 
