@@ -1,8 +1,10 @@
 """The figures of the pages: their lines, bands and crosses are the runs."""
 
+import re
+
 import numpy as np
 
-from common import ROOT, make_frame, need_packages
+from common import PAGES, make_frame, need_packages
 
 need_packages()
 
@@ -64,7 +66,8 @@ def test_scales_have_medians_and_percentiles_before_and_after():
 
 def test_every_figure_of_the_pages_is_drawn_with_all_its_arms():
     drawn = figures.draw_figures(load_frame())
-    assert {f"{name}.png" for name in drawn} == {path.name for path in (ROOT / "images").iterdir()}
+    pages = "".join(PAGES.values())
+    assert {f"images/{name}.png" for name in drawn} == set(re.findall(r"images/\w+\.png", pages))
     arms = {
         name: {line.get_label() for axis in drawn[name].axes for line in axis.lines}
         for name in drawn

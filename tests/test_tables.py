@@ -40,41 +40,9 @@ def test_the_speed_is_a_mean_or_how_many_get_there():
     assert rows == [["`he`", "–", "1 of 2 runs"], ["`bn`", "1.50 ± 0.00", "2.00 ± 0.00"]]
 
 
-def test_scales_are_compared_by_factors():
-    def deviate(recipe, arm, test):
-        small = 0.01 if arm == "none" else 1.0
-        return {"C1": [test, 2 * test, 4 * test], "C10": [small * test, 2 * small * test] * 2}
-
-    made = make_frame({("scales-0.05", a): [1.0, 2.0] for a in ("none", "bn")}, before=deviate)
-    spread = (3.6 / 1.2 * 2) ** 0.5  # of 1, 2 and 4 between two channels, and of 1, 1, 2 and 2
-    rest = f"{spread:.3g} ({spread:.3g} to {spread:.3g})"
-    assert read_table(tables.make_scales(frames.get_scales(made))) == [
-        ["`none`", "133 (133 to 133)", rest],
-        ["`bn`", "1.33 (1.33 to 1.33)", rest],
-    ]
+def test_factors_have_a_geometric_mean_and_three_digits():
     assert tables.format_factors(pd.Series([1.0, 4.0])) == "2 (1 to 4)"
     assert tables.format_factors(pd.Series([123456.0, math.inf])) == "∞ (123,000 to ∞)"
-
-
-def test_shifts_are_medians_of_steps_and_means_of_seeds():
-    def make_steps(recipe, arm, test):
-        return [
-            {
-                "step": 20 * i,
-                "shift": dict.fromkeys(frames.WATCHED, {"change": value, "cosine": value / 10}),
-                "loss_range": [1.0, None if (arm, i) == ("none", 2) else 1 + value],
-                "change": 2 * value,
-                "smoothness": 3 * value,
-            }
-            for i, value in enumerate((test, test + 1, test + 8))
-        ]
-
-    tests = {("shift-0.1", "bn"): [2.0, 3.0], ("shift-0.1", "none"): [0.0, 0.0]}
-    medians = frames.get_shift_medians(make_frame(tests, rows=make_steps))
-    cells = {row[0]: row[1:] for row in read_table(tables.make_shift(medians))}
-    assert cells["change of C5's gradient"] == ["1 ± 0", f"3.5 ± {HALF:.2g}"]
-    assert cells["range of the loss"][0] == "0.5 ± 0", "without the one that overflowed"
-    assert cells["largest change by its distance"][1] == f"{3 * 3.5:.3g} ± {3 * HALF:.2g}"
 
 
 def test_differences_are_in_bold_only_where_significant():
