@@ -115,9 +115,7 @@ def renew_pages(root: Path, frame: pd.DataFrame, tables: Mapping[str, str]) -> d
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
     parser = argparse.ArgumentParser(description="Renew both pages from results/.")
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit 1 if a text is stale"
-    )
+    parser.add_argument("--check", action="store_true", help="show what would change, no more")
     check = parser.parse_args(arguments).check
     frame, labels = load_frame(), None
     if check and not (find_root() / "cifar-10-batches-py").is_dir():
