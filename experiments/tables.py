@@ -17,8 +17,8 @@ from runs import LABELS
 BARE = ("he", "none")  # arms without a normalization
 PAIRS = list(combinations(COMPARED, 2))
 BN_PAIRS = PAIRS[:2]  # those of `bn`
-STEPS = "median of the steps"
-ROWS = {"batch-differences": "images a batch", "shift-differences": STEPS}  # titles
+MEDIANS = "median of the steps"
+ROWS = {"batch-differences": "images a batch", "shift-differences": MEDIANS}  # titles
 
 
 def make_markdown(frame: pd.DataFrame) -> str:
@@ -125,7 +125,7 @@ def make_shift(medians: pd.DataFrame) -> str:
     groups = medians.groupby(["measure", "arm"], sort=False).value
     cells = groups.agg(lambda values: format_mean(values, (".3g", ".2g"))).unstack()
     cells = cells.reindex(index=list(frames.MEASURES.values()), columns=get_arms(medians))
-    return make_markdown(cells.rename(columns="`{}`".format).rename_axis(STEPS))
+    return make_markdown(cells.rename(columns="`{}`".format).rename_axis(MEDIANS))
 
 
 def make_equivalence(compared: pd.DataFrame) -> str:
@@ -164,7 +164,7 @@ def gather(frame: pd.DataFrame, row: str, column: str = "test") -> pd.Series:
 def pair_up(table: str, samples: pd.Series, pairs: Sequence[tuple], family="") -> list[Comparison]:
     """Compare two arms at a time in each row of `samples` (see `gather`) that has both.
 
-    Without a name of a family each row is one.
+    By default each row is a family of its own.
     """
     found = []
     for row, (one, other) in product(dict.fromkeys(row for row, _ in samples.index), pairs):
@@ -178,13 +178,12 @@ def declare_best(frame: pd.DataFrame, tests: pd.Series) -> list[Comparison]:
     """Return the comparisons that tell which norm is best; `tests` is by recipe and arm."""
     found = pair_up("differences", tests, PAIRS)
     declared = functools.partial(Comparison, "differences")
-    chosen = select(frame, claim="", recipe="onecycle")
-    samples, name = gather(chosen, "precision"), "onecycle, both precisions"
-    strata = samples.index.unique("precision").size
+    onecycle = gather(select(frame, claim="", recipe="onecycle"), "precision")
+    keys = list(product(("float32", "bfloat16"), COMPARED))
+    samples, name = [onecycle.get(key, []) for key in keys], "onecycle, both precisions"
     for one, other in PAIRS:
-        weights = [((arm == one) - (arm == other)) / strata for _, arm in samples.index]
-        cell = (name, name, f"{one} - {other}")
-        found.append(declared(*cell, samples.tolist(), weights, pooled=True))
+        weights = [((arm == one) - (arm == other)) / 2 for _, arm in keys]
+        found.append(declared(name, name, f"{one} - {other}", samples, weights, pooled=True))
     name = "reference minus muon"
     for one, other in BN_PAIRS:
         four = [tests.get((r, arm), []) for r in ("reference", "muon") for arm in (one, other)]
