@@ -35,6 +35,7 @@ def test_a_level_is_crossed_the_first_time():
     losses, values = [2.0, 1.0, 1.2, 0.8], [10.0, 20.0, 30.0, 50.0]
     assert frames.interpolate(losses, values, 1.0) == 20
     assert frames.interpolate(losses, values, 0.9) == pytest.approx(45)
+    assert frames.interpolate([2.0, 2.5], values, 2.0) == 10, "at once"
     assert frames.find_crossing([60.0], 35) == pytest.approx(0.5), "in the first epoch"
     assert math.isnan(frames.find_crossing([], 60)), "it diverged"
 

@@ -69,6 +69,18 @@ def test_leads_and_costs_are_those_of_the_means(frame):
     assert found["onecycle, both precisions", "gn - ln"] == pytest.approx(onecycle.gn - onecycle.ln)
 
 
+def test_p_is_corrected_over_the_families_that_were_declared(frame):
+    sizes = stats.answer(tables.declare(frame)).groupby(["table", "family"]).size()
+    assert sizes.groupby("table").agg(list).to_dict() == {
+        "differences": [3, 3, 3, 3, 2],
+        "costs": [2],
+        "epochs": [3],
+        "gaps": [2] * 6,
+        "batch-differences": [4],
+        "shift-differences": [22],
+    }
+
+
 @pytest.mark.parametrize(
     ("column", "value"),
     [("precision", "float32"), ("arm", "bn"), ("recipe", "muon"), ("claim", "shift"), ("seed", 1)],
