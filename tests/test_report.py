@@ -1,5 +1,6 @@
 """The pages and the notebooks are what the results say, and `--check` finds where they are not."""
 
+import math
 import re
 import shutil
 
@@ -94,11 +95,8 @@ def test_what_is_marked_is_renewed_and_no_other_word():
 def frame():
     """Made-up runs of each kind that a sentence quotes."""
     claims = {("batches-2", "bn"): [60, 61], ("batches-2", "gn"): [62, 63], ("rates-1", "bn"): [70]}
-    claims |= {
-        ("rates-3", "bn"): [None],
-        ("scales-0.05", "bn"): [1.0, 4.0],
-        ("shift-0.1", "bn"): [1],
-    }
+    claims |= {("rates-3", "bn"): [None], ("scales-0.05", "bn"): [1.0, 4.0]}
+    claims |= {("shift-0.1", "bn"): [1]}
     steps = [
         {"shift": {"C10": {"change": x}}, "loss_range": [1, 2], "change": 1, "smoothness": 1}
         for x in (0.5, 0.25, 4)
@@ -109,14 +107,17 @@ def frame():
         before=lambda recipe, arm, test: {"C1": [1000 * (test or 0)], "C10": [1.0]},
         rows=lambda recipe, arm, test: steps,
     )
-    tests = {("muon", "bn"): [85, 86], ("muon", "gn"): [85.26], ("quick", "bn"): [80]}
-    norms = make_frame(tests, "float32", clean_train_acc=lambda recipe, arm, test: test + 3)
+    tests = {("muon", "bn"): [85, 86, None], ("muon", "gn"): [85.26]}
+    tests |= {("quick", "bn"): [80], ("quick", "gn"): [80.04]}
+    norms = make_frame(
+        tests, "float32", clean_train_acc=lambda recipe, arm, test: (test or math.nan) + 3
+    )
     return pd.concat([made, norms], ignore_index=True)
 
 
 NUMBERS = """
     muon bn = 85.50; muon bn minus gn = 0.2; muon gn minus bn = -0.2; muon bn minus quick bn = 5.5;
-    muon bn minus muon bn = 0.0; batches 2 gn = 62.50; batches 2 recomputed minus bn = 2.0;
+    quick bn minus gn = 0.0; batches 2 gn = 62.50; batches 2 recomputed minus bn = 2.0;
     rates 1 bn = 70.00; rates best bn = 70.00; gap muon bn = 3.0; epochs to 70 muon bn = 1.6;
     epochs to 50 rates best bn = 1.0; scales bn = 2,000; shift bn = 0.50
 """
