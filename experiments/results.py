@@ -1,4 +1,4 @@
-"""Read results of runs, into one table of all; the names that all of experiments/ share."""
+"""Read the results of runs, all of them into one frame; names that experiments/ share."""
 
 import contextlib
 import json
@@ -14,41 +14,41 @@ from torch.utils.data import TensorDataset
 
 import utils
 from cifar10 import CIFAR, Data, get_root, load_cifar10
-from runs import is_same_recipe
+from runs import Recipe, Run, is_same_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-COMPARED = ("bn", "gn", "ln")  # each has a notebook
-SEEDS = (1, 2, 3, 4, 5)  # those of the pages; a run of another one changes no page
+COMPARED = ("bn", "gn", "ln")  # norms, each with a notebook
+SEEDS = (1, 2, 3, 4, 5)  # of the pages; runs of other seeds are ignored
 COMPARED_RECIPES = ("reference", "onecycle", "muon")  # of 20 epochs, in float32
 PARTS = ("train", "test", "validation")
 
 
-def get_data(recipe: utils.Recipe) -> Data:
-    """Return the recipe's data on the device."""
+def get_data(recipe: Recipe) -> Data:
+    """Return the recipe's data, on the device."""
     return utils.get_data(recipe, find_root(), utils.get_device())
 
 
 def find_root() -> Path:
-    """Return CIFAR-10's folder, by default the repository's own."""
+    """Return the folder of CIFAR-10: CIFAR10_ROOT, by default data/ of the repository."""
     return get_root(os.environ.get("CIFAR10_ROOT"), ROOT / "data")
 
 
 def get_precision() -> str:
-    """Return the precision that PRECISION asks for; an unknown one ends the program."""
+    """Return the precision that PRECISION asks for; exit if it is unknown."""
     try:
         return utils.get_precision(os.environ.get("PRECISION"), utils.get_device())
     except ValueError as error:
         sys.exit(str(error))
 
 
-def fetch_data(runs: Iterable[utils.Run]) -> None:
-    """Download or check CIFAR-10 if a run needs it; else each run would find out for itself."""
+def fetch_data(runs: Iterable[Run]) -> None:
+    """Download or check CIFAR-10 once, before many runs, if any of them needs it."""
     if any(run.recipe.data == CIFAR for run in runs):
         load_cifar10(find_root())
 
 
 def load_result(path: Path) -> dict:
-    """Return the result in that file; ValueError if it is none, or not the run of that name."""
+    """Return the result in that file; ValueError if the run it records has another name."""
     with contextlib.suppress(ValueError, LookupError, TypeError):
         result = json.loads(path.read_text(encoding="utf-8"))
         recipe, precision = result["recipe"]["name"], result["environment"]["precision"]
@@ -59,7 +59,7 @@ def load_result(path: Path) -> dict:
 
 
 def make_row(result: dict, folder: str) -> dict:
-    """Return the row of `load_frame` for a result from that folder of results/."""
+    """Return a result of that folder in results/ as a row of `load_frame`."""
     name, history = result["recipe"]["name"], result["history"]
     first, _, value = name.partition("-")
     claim = {"claims": first, "tuning": folder}.get(folder, "")
@@ -72,11 +72,11 @@ def make_row(result: dict, folder: str) -> dict:
 
 
 def load_frame(folder: Path = ROOT / "results"):
-    """Return a pandas DataFrame of the runs of SEEDS in `folder`, a row each.
+    """Return a pandas DataFrame with one row per run of SEEDS in `folder`.
 
-    `claim` is the claim's name, "tuning", or "" for a notebook's run; `value` is what it varies.
-    `train`, `test`, `validation` and `clean` (all training images, without augmentation) are final
-    accuracies (%), nan where there is none; `clean_gap` is clean minus test.
+    `claim` is the claim's name, "tuning", or "" for a notebook's run; `value` is what it varies;
+    `arm` is the norm, or "he". `train`, `test`, `validation` and `clean` (all training images,
+    not augmented) are final accuracies in percent, nan if absent; `clean_gap` is clean - test.
     """
     import pandas as pd  # compare.py and benchmark.py run without experiments/requirements.txt
 
@@ -86,12 +86,12 @@ def load_frame(folder: Path = ROOT / "results"):
 
 
 def load_model(path: Path, test: TensorDataset | None = None) -> nn.Module:
-    """Return the network of the result at `path` with the weights beside it, on the device.
+    """Return the network of the result at `path`, on the device, with the weights beside it.
 
-    Raises ValueError if its predictions of the first test images are not the result's.
+    With `test`, raises ValueError if its predictions of the first images are not the result's.
     """
     result, weights = load_result(path), path.with_suffix(".pt")
-    model = utils.make_model(result["norm"], utils.Recipe(**result["recipe"]))
+    model = utils.make_model(result["norm"], Recipe(**result["recipe"]))
     model.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
     model = model.to(utils.get_device(), memory_format=torch.channels_last)
     if test is not None:
@@ -104,8 +104,8 @@ def load_model(path: Path, test: TensorDataset | None = None) -> nn.Module:
     return model
 
 
-def is_done(run: utils.Run, folder: Path, protocol: Mapping | None = None) -> bool:
-    """Tell whether the run's result is in `folder`.
+def is_done(run: Run, folder: Path, protocol: Mapping | None = None) -> bool:
+    """Return whether `folder` has the run's result.
 
     Raises ValueError if what is there is of another recipe, or records another protocol.
     """

@@ -1,78 +1,77 @@
-"""Intervals and tests of what several seeds gave, and the tables that hold them."""
+"""Intervals, tests and equivalence of means over seeds; what a comparison is."""
 
+import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy.stats
 
-from utils import LABELS
+
+@dataclass(frozen=True)
+class Comparison:
+    """A weighted sum of sample means, and the cell of the table that reports it.
+
+    Holm's correction runs over all comparisons of one table and family.
+    """
+
+    table: str
+    family: str
+    row: str
+    column: str
+    samples: Sequence[Sequence[float]]
+    weights: Sequence[float] = (1, -1)
+    pooled: bool = False  # whether all samples share one variance, even those of weight 0
 
 
 def get_half_width(values: Sequence[float]) -> float:
     """Return half the width of the mean's 95 % interval (Student 1908); nan below two values."""
     if len(values) < 2:
         return math.nan
-    return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-
-
-def format_mean(values: Iterable[float], places: tuple[str, str] = (".2f", ".2f")) -> str:
-    """Return the mean of the values that are not nan, and its 95 % interval; a dash for none."""
-    values = [value for value in values if not math.isnan(value)]
-    if not values:
-        return "–"
-    mean = format(sum(values) / len(values), places[0])
-    return mean if len(values) == 1 else f"{mean} ± {get_half_width(values):{places[1]}}"
+    return float(scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values))
 
 
 def contrast(samples, weights, pooled=False) -> tuple[float, float, float, float]:
-    """Return the weighted sum of the samples' means, its 95 % interval, and p, or nan.
+    """Return the weighted sum of the samples' means, its 95 % interval (low, high), and p.
 
-    By Welch's t (1947); with `pooled` all samples share one variance, also those of weight 0.
+    Uses Welch's t (1947), or with `pooled` the t of a linear model with one variance. All four
+    are nan if any sample has fewer than two values.
     """
     sizes, weights = np.array([len(sample) for sample in samples]), np.array(weights)
-    if sizes.min() < 2:
+    if min(sizes, default=0) < 2:
         return (math.nan,) * 4
     mean = float(weights @ [np.mean(sample) for sample in samples])
     variances, freedoms = np.array([np.var(sample, ddof=1) for sample in samples]), sizes - 1
     if pooled:
         variances = np.full(len(sizes), variances @ freedoms / freedoms.sum())
     parts = weights**2 * variances / sizes
-    if not parts.any():  # runs that all guess the same
+    if not parts.any():  # every run is at chance
         return mean, mean, mean, float(mean == 0)
     freedom = freedoms.sum() if pooled else parts.sum() ** 2 / (parts**2 / freedoms).sum()
     error = parts.sum() ** 0.5
-    half = float(stats.t.ppf(0.975, freedom) * error)
-    return mean, mean - half, mean + half, float(2 * stats.t.sf(abs(mean) / error, freedom))
+    half = float(scipy.stats.t.ppf(0.975, freedom) * error)
+    return mean, mean - half, mean + half, float(2 * scipy.stats.t.sf(abs(mean) / error, freedom))
 
 
-def resample(ones, others, seeds: bool, images: bool, draws=1000) -> np.ndarray:
-    """Return the differences (points) of two arms in two-way bootstrap samples, (draws,).
+def answer(comparisons: Sequence[Comparison]) -> pd.DataFrame:
+    """Return one row per comparison, with its `contrast` and the p-value corrected by Holm.
 
-    Each arm is (runs, images), True where right. Drawn anew are seeds, images, or both.
+    Columns: table, family, row, column, mean, low, high, p, corrected.
     """
-    generator, number = np.random.default_rng(0), ones.shape[1]
-    differences = []
-    for _ in range(draws):
-        index = generator.integers(0, number, number) if images else np.arange(number)
-        shares = np.bincount(index, minlength=number) / number
-        runs = ((arm @ shares) for arm in (ones, others))  # the accuracy of each
-        one, other = (generator.choice(r, len(r)) if seeds else r for r in runs)
-        differences.append(100 * (one.mean() - other.mean()))
-    return np.array(differences)
-
-
-def equivalent(ones: Sequence[float], others: Sequence[float], margin: float) -> float:
-    """Return p of "the means differ by `margin` or more": two one-sided Welch tests (TOST)."""
-    above, below = ([value + shift for value in ones] for shift in (margin, -margin))
-    tests = ((above, "greater"), (below, "less"))
-    ps = [stats.ttest_ind(v, others, equal_var=False, alternative=side).pvalue for v, side in tests]
-    return float(max(ps))
+    rows = [
+        (c.table, c.family, c.row, c.column, *contrast(c.samples, c.weights, c.pooled))
+        for c in comparisons
+    ]
+    columns = ["table", "family", "row", "column", "mean", "low", "high", "p"]
+    answers = pd.DataFrame(rows, columns=columns)
+    families = answers.groupby(["table", "family"], sort=False).p
+    return answers.assign(corrected=families.transform(lambda ps: holm(ps.tolist())))
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Return the p-values corrected for being that many (Holm 1979); a nan is none, and stays."""
+    """Return the p-values after Holm's correction (1979); NaNs don't count and pass through."""
     corrected, highest = [math.nan] * len(ps), 0.0
     known = sorted((p, i) for i, p in enumerate(ps) if not math.isnan(p))
     for rank, (p, i) in enumerate(known):
@@ -81,33 +80,26 @@ def holm(ps: Sequence[float]) -> list[float]:
     return corrected
 
 
-def compare(families: Mapping[str, Mapping[tuple[str, str], tuple]]) -> pd.DataFrame:
-    """Return `contrast` of each comparison, which is known by its row and column of a table.
+def equivalent(ones: Sequence[float], others: Sequence[float], margin: float) -> float:
+    """Return p of "the means differ by `margin` or more", by two one-sided Welch tests (TOST)."""
+    above, below = ([value + shift for value in ones] for shift in (margin, -margin))
+    test = functools.partial(scipy.stats.ttest_ind, b=others, equal_var=False)
+    ps = (test(above, alternative="greater").pvalue, test(below, alternative="less").pvalue)
+    return float(max(ps))
 
-    `corrected` is Holm's p over the family.
+
+def resample(ones, others, seeds: bool, images: bool, draws=1000) -> np.ndarray:
+    """Return bootstrapped differences of two arms' accuracies, in points, shape (draws,).
+
+    An arm is a boolean array (runs, images), True where right. Resamples seeds, images, or both;
+    the two arms always see the same images.
     """
-    rows = [
-        (family, *place, *contrast(*comparison))
-        for family, comparisons in families.items()
-        for place, comparison in comparisons.items()
-    ]
-    table = pd.DataFrame(rows, columns=["family", "row", "column", "mean", "low", "high", "p"])
-    corrected = table.groupby("family", sort=False).p.transform(lambda p: holm(p.tolist()))
-    return table.assign(corrected=corrected)
-
-
-def format_comparisons(table: pd.DataFrame, title: str) -> str:
-    """Return a table of differences and their intervals, in bold what is significant."""
-    cells: dict[str, dict[str, str]] = {}
-    for row in table.dropna(subset="mean").itertuples():
-        mean = f"**{row.mean:+.2f}**" if row.corrected < 0.05 else f"{row.mean:+.2f}"
-        cells.setdefault(row.row, {})[row.column] = f"{mean} ({row.low:+.2f} to {row.high:+.2f})"
-    return make_markdown(pd.DataFrame.from_dict(cells, "index").rename_axis(title).fillna("–"))
-
-
-def make_markdown(frame: pd.DataFrame) -> str:
-    """Return a Markdown table of the frame and its index: numbers to two places, a dash for nan."""
-    frame = frame.rename(lambda v: f"{LABELS[v]} (`{v}`)" if v in LABELS else v).reset_index()
-    align = ["right" if pd.api.types.is_numeric_dtype(t) else "left" for t in frame.dtypes]
-    frame = frame.map(lambda v: f"{v:.2f}" if isinstance(v, float) else v).replace("nan", "–")
-    return frame.to_markdown(index=False, disable_numparse=True, colalign=align)
+    generator, number = np.random.default_rng(0), ones.shape[1]
+    differences = []
+    for _ in range(draws):
+        index = generator.integers(0, number, number) if images else np.arange(number)
+        shares = np.bincount(index, minlength=number) / number
+        accuracies = (arm @ shares for arm in (ones, others))
+        one, other = (generator.choice(a, len(a)) if seeds else a for a in accuracies)
+        differences.append(100 * (one.mean() - other.mean()))
+    return np.array(differences)

@@ -47,6 +47,29 @@ def read_table(text):
     return rows[2:]
 
 
+def make_frame(tests, folder="claims", **more):
+    """Return a frame of made-up runs, as `results.load_frame` does.
+
+    `tests` has the final accuracies by recipe and arm, seed by seed, None for a diverged run.
+    `more` has further fields of a result, each a function of recipe, arm and accuracy.
+    """
+    import pandas as pd
+
+    from experiments.results import make_row
+
+    rows = []
+    for (recipe, arm), accuracies in tests.items():
+        for seed, accuracy in enumerate(accuracies, 1):
+            result = {"recipe": {"name": recipe}, "norm": arm, "seed": seed, "history": {}}
+            result |= {"environment": {"precision": "float32"}, "diverged": "in step 1"}
+            if accuracy is not None:
+                part = "validation" if "search" in recipe or folder == "tuning" else "test"
+                result["history"] = {f"{part}_acc": [50.0, accuracy]}
+            result |= {key: make(recipe, arm, accuracy) for key, make in more.items()}
+            rows.append(make_row(result, folder))
+    return pd.DataFrame(rows)
+
+
 def draw_images(n=16, height=32, width=32):
     """Draw uint8 images, always the same."""
     generator = torch.Generator().manual_seed(0)

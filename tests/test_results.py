@@ -13,18 +13,7 @@ from cifar10 import load_cifar10
 from common import ROOT, draw_images, make_run, need_packages
 from experiments import results as records
 from models import Session8Net
-from runs import is_same_recipe
-
-COMMITTED = {  # by precision and recipe
-    (precision, recipe): [
-        records.load_result(path)
-        for path in sorted((ROOT / "results" / precision).glob(f"{recipe}-?n-seed[1-5].json"))
-    ]
-    for precision, recipe in [
-        *(("float32", recipe) for recipe in ("reference", "onecycle", "muon", "quick")),
-        *(("bfloat16", recipe) for recipe in ("onecycle", "quick")),
-    ]
-}
+from runs import get_recipe, is_same_recipe
 
 
 def write(folder, run, **changes):
@@ -60,9 +49,9 @@ def test_a_frame_has_a_row_a_run_of_all_folders(tmp_path):
 
 @pytest.mark.parametrize("text", ["half of it", "[]", '{"recipe": {"name": "x"}}'])
 def test_what_is_no_result_is_named(text, tmp_path):
-    path = tmp_path / "onecycle-bn-seed1.json"
+    path = write(tmp_path, make_run())
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match="onecycle-bn-seed1.json is not the result of the run"):
+    with pytest.raises(ValueError, match=f"{path.name} is not the result of the run"):
         records.load_result(path)
 
 
@@ -71,9 +60,8 @@ def test_a_result_under_the_name_of_another_is_refused(name, tmp_path):
     path = write(tmp_path, make_run())
     copy = tmp_path / (name.format(path.stem) + ".json")
     copy.parent.mkdir(exist_ok=True)
-    path.rename(copy)
     with pytest.raises(ValueError, match=f"{copy.name} is not the result of the run"):
-        records.load_result(copy)
+        records.load_result(path.rename(copy))
 
 
 def test_a_run_whose_result_is_there_is_done(tmp_path):
@@ -123,25 +111,38 @@ def test_data_of_several_runs_are_fetched_once(tmp_path, monkeypatch):
 # --- The committed results
 
 
-@pytest.mark.parametrize("key", COMMITTED, ids=" ".join)
-def test_the_committed_results_are_those_of_the_recipe(key):
-    runs = {(result["norm"], result["seed"]) for result in COMMITTED[key]}
-    assert runs == set(itertools.product(records.COMPARED, records.SEEDS))
-    for result in COMMITTED[key]:
-        recipe = utils.get_recipe(key[1])
+def read_results(folder, recipe="*"):
+    """Return the results of the compared norms and the pages' seeds, by their paths."""
+    paths = sorted((ROOT / "results" / folder).glob(f"{recipe}-?n-seed[1-5].json"))
+    return {path: records.load_result(path) for path in paths}
+
+
+@pytest.mark.parametrize("folder", ["float32", "bfloat16"])
+def test_the_committed_results_are_those_of_their_recipes(folder):
+    found = read_results(folder).values()
+    recipes = {result["recipe"]["name"] for result in found}
+    made = [(r["recipe"]["name"], r["norm"], r["seed"]) for r in found]
+    assert sorted(made) == sorted(itertools.product(recipes, records.COMPARED, records.SEEDS))
+    for result in found:
+        recipe = get_recipe(result["recipe"]["name"])
         assert is_same_recipe(result["recipe"], recipe)
         assert result["parameters"] == 48_448
         assert result["data"] == {"name": "CIFAR-10", "train_size": 50_000, "test_size": 10_000}
         assert {len(values) for values in result["history"].values()} == {recipe.epochs}
-        environment = result["environment"]
+
+
+def test_every_result_was_trained_in_one_environment_by_committed_code():
+    need_packages()
+    for result in records.load_frame().result:
+        (environment,) = result.get("environments", [result["environment"]])
         assert environment["threads"] == 1
-        assert environment.get("clean", "commit" not in environment), "by code that is committed"
+        assert environment.get("clean", "commit" not in environment)
 
 
 @pytest.mark.cifar10
 def test_committed_predictions_have_the_accuracy_that_is_said(cifar10_root):
     labels = load_cifar10(cifar10_root).test.tensors[1].tolist()
-    for result in itertools.chain(*COMMITTED.values()):
+    for result in (read_results("float32") | read_results("bfloat16")).values():
         hits = sum(map(str.__eq__, result["test_predictions"], map(str, labels)))
         assert hits / 100 == pytest.approx(result["history"]["test_acc"][-1])
 
@@ -149,7 +150,5 @@ def test_committed_predictions_have_the_accuracy_that_is_said(cifar10_root):
 @pytest.mark.cifar10
 def test_committed_weights_give_the_committed_predictions(cifar10_root):
     test = load_cifar10(cifar10_root).test
-    paths = sorted((ROOT / "results" / "float32").glob("muon-*.json"))
-    assert len(paths) == 15
-    for path in paths:
+    for path in read_results("float32", "muon"):
         records.load_model(path, test)  # ValueError for those of another run

@@ -1,0 +1,102 @@
+"""The figures of both pages, each by the name of its file in images/."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+import utils
+from experiments import frames
+from experiments.frames import CHANCE, get_arms, select
+from experiments.results import COMPARED, COMPARED_RECIPES
+from runs import LABELS
+
+RECOMPUTED = {"label": "Batch, recomputed", "color": "#56B4E9", "linestyle": ":", "marker": "x"}
+ACCURACY = "accuracy on the test images (%)"  # an axis
+
+
+def get_style(arm: str) -> dict[str, str]:
+    """Return the label, color and line of an arm, as matplotlib takes them."""
+    if arm == "bn recomputed":
+        return RECOMPUTED
+    return {"label": LABELS[arm]} | utils.STYLES[arm]
+
+
+def draw_accuracies(frame: pd.DataFrame, recipes: Sequence[str]) -> Figure:
+    """Draw test accuracy by epoch: an arm's mean, and a band from the lowest to the highest run.
+
+    One axis per recipe; runs that diverged are left out.
+    """
+    figure, lines = Figure(figsize=(9, 4.5), layout="constrained"), {}
+    for axis, recipe in zip(figure.subplots(1, len(recipes), sharey=True), recipes, strict=True):
+        ended = select(frame, recipe=recipe).dropna(subset="test")
+        for arm in get_arms(ended):
+            histories, style = select(ended, arm=arm).history, get_style(arm)
+            epochs = pd.DataFrame([history["test_acc"] for history in histories])
+            epochs.columns += 1
+            line = axis.plot(epochs.columns, epochs.mean(), **style, markersize=4)
+            lines[style["label"]] = line[0]
+            band = (epochs.columns, epochs.min(), epochs.max())
+            axis.fill_between(*band, color=style["color"], alpha=0.2, linewidth=0)
+            axis.set_xticks(range(0, len(epochs.T) + 1, 5))
+        axis.set(title=frames.RECIPE_TITLES[recipe], xlabel="epoch")
+        axis.grid(alpha=0.3)
+    figure.axes[0].set(ylabel=ACCURACY, ylim=(50, None))
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=len(lines))
+    return figure
+
+
+def draw_values(frame: pd.DataFrame, what: str, title: str, place: str) -> Figure:
+    """Draw test accuracy by value: means as lines, runs as dashes, diverged runs as crosses."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axis = figure.subplots()
+    for arm, means in frames.get_means(frame).iterrows():
+        part, style = select(frame, arm=arm), get_style(arm)
+        axis.plot(means.index, means, linewidth=1.8, **style)
+        axis.scatter(part.value, part.test, s=60, color=style["color"], marker="_")
+        lost = part[part.test.isna()]
+        axis.scatter(lost.value, [CHANCE] * len(lost), s=90, color=style["color"], marker="x")
+    values = sorted(set(frame.value))
+    axis.set(xscale="log", xlabel=what, ylabel=ACCURACY, title=title)
+    axis.set_xticks(values, [f"{value:g}" for value in values])
+    axis.set_xticks([], minor=True)
+    axis.grid(alpha=0.3)
+    axis.legend(loc=place)
+    return figure
+
+
+def draw_scales(scales: pd.DataFrame) -> Figure:
+    """Draw the channels' deviations by layer, before and after training.
+
+    A line is the median, a band reaches from the 10th to the 90th percentile; means over seeds.
+    """
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    for axis, moment in zip(figure.subplots(1, 2, sharey=True), ("before", "after"), strict=True):
+        for arm in get_arms(scales):
+            layers = select(scales, arm=arm, moment=moment).groupby("layer", sort=False)
+            means, style = layers[["low", "median", "high"]].mean(), get_style(arm)
+            axis.plot(means.index, means["median"], **style)
+            band = (means.index, means.low, means.high)
+            axis.fill_between(*band, color=style["color"], alpha=0.12, linewidth=0)
+        axis.set(title=f"{moment} training", xlabel="layer", yscale="log")
+        axis.grid(alpha=0.3)
+    figure.axes[0].set(ylabel="standard deviation of a channel's output")
+    figure.axes[0].set_ylim(bottom=1e-5)  # `none` lies below after training, with C10 at 0
+    figure.axes[0].legend()
+    return figure
+
+
+def draw_figures(frame: pd.DataFrame) -> dict[str, Figure]:
+    """Draw all figures, each by its name."""
+    compared = frames.get_compared(frame)
+    crosses = "After 4 epochs (line: mean, dash: one run, cross: a run that diverged)"
+    grown = "After 5 epochs, the rate in proportion to the batch (line: mean, dash: one run)"
+    rates = (frames.get_claim(frame, "rates"), "peak learning rate of SGD", crosses)
+    return {
+        "accuracy": draw_accuracies(compared[compared.arm.isin(COMPARED)], COMPARED_RECIPES),
+        "baseline": draw_accuracies(compared, list(frames.BASES.values())),
+        "rates": draw_values(*rates, "center left"),
+        "batches": draw_values(frames.get_batches(frame), "images a batch", grown, "lower center"),
+        "scales": draw_scales(frames.get_scales(frame)),
+        "cubes": utils.post_cubes(),
+    }

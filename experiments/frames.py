@@ -1,0 +1,143 @@
+"""The runs that a table or a figure is made of.
+
+A frame is one of `results.load_frame`, or part of it: one row per run.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+from experiments.claims import ARMS, WATCHED
+from experiments.results import COMPARED
+
+CHANCE = 10.0  # accuracy of guessing, in percent
+RECIPE_TITLES = {"reference": "original recipe", "onecycle": "tuned SGD", "muon": "Muon"}
+BASES = {"sgd": "onecycle", "muon": "muon"}  # which recipe a value of `baseline` starts from
+MEASURES = {  # what `shift` measures, and what a table calls it
+    **{f"change {layer}": f"change of {layer}'s gradient" for layer in WATCHED},
+    **{f"cosine {layer}": f"cosine, {layer}" for layer in WATCHED},
+    "range": "range of the loss",
+    "change": "largest change of the gradient",
+    "smoothness": "largest change by its distance",
+}
+
+
+def select(frame: pd.DataFrame, **wanted: object) -> pd.DataFrame:
+    """Return the rows with these values in the columns of these names."""
+    for column, value in wanted.items():
+        frame = frame[frame[column] == value]
+    return frame
+
+
+def get_arms(frame: pd.DataFrame) -> list[str]:
+    """Return the frame's arms in the order of ARMS, each followed by its "recomputed" variant."""
+    known = [name for arm in ARMS for name in (arm, f"{arm} recomputed")]
+    return [arm for arm in known if arm in set(frame.arm)]
+
+
+def get_claim(frame: pd.DataFrame, claim: str) -> pd.DataFrame:
+    """Return a claim's runs, `value` as a number, without seeds that lack an arm at that value."""
+    chosen = select(frame, claim=claim)
+    sizes = chosen.groupby(["value", "seed"]).arm.transform("size")
+    return chosen[sizes == chosen.arm.nunique()].assign(value=lambda f: f.value.astype(float))
+
+
+def get_batches(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs of `batches`, with those of `bn` repeated as `bn recomputed`."""
+    bn = select(frame, claim="batches", arm="bn")
+    tests = [result.get("recomputed_acc", math.nan) for result in bn.result]
+    return get_claim(pd.concat([frame, bn.assign(arm="bn recomputed", test=tests)]), "batches")
+
+
+def get_trials(frame: pd.DataFrame, claim: str) -> pd.DataFrame:
+    """Return the runs of `search` or `baseline` with the recipe they start from, and the `rate`.
+
+    A trial that diverged has the validation accuracy of a guess.
+    """
+    trials = select(frame, claim=claim).fillna({"validation": CHANCE})
+    words = trials.value.str.split("-")
+    return trials.assign(recipe=words.str[0].map(BASES), rate=words.str[1].astype(float))
+
+
+def get_compared(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the notebooks' runs in float32, and those of `baseline` at the best searched rate."""
+    means = get_trials(frame, "search").groupby(["recipe", "arm", "rate"]).validation.mean()
+    best, baseline = means.unstack().idxmax(axis=1), get_trials(frame, "baseline")
+    rates = pd.MultiIndex.from_frame(baseline[["recipe", "arm"]]).map(best)
+    norms = select(frame, claim="", precision="float32")
+    return pd.concat([norms[norms.arm.isin(COMPARED)], baseline[baseline.rate == rates]])
+
+
+def tabulate(frame: pd.DataFrame, column: str, cell: str | Callable) -> pd.DataFrame:
+    """Return an aggregate of test accuracy: a row per arm, a column per value of `column`."""
+    return frame.groupby(["arm", column]).test.agg(cell).unstack().reindex(get_arms(frame))
+
+
+def get_means(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return mean test accuracy (%) by arm and value; a run that diverged counts as a guess."""
+    return tabulate(frame.fillna({"test": CHANCE}), "value", "mean")
+
+
+def get_scales(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return percentiles of the channels' deviations: 10 (low), 50 (median) and 90 (high).
+
+    One row per arm, seed, moment ("before" or "after" training) and layer.
+    """
+    rows = [
+        (run.arm, run.seed, moment, layer, *np.percentile(deviations, (10, 50, 90)))
+        for run in select(frame, claim="scales").itertuples()
+        for moment in ("before", "after")
+        for layer, deviations in run.result.get(moment, {}).items()  # none if it diverged
+    ]
+    return pd.DataFrame(rows, columns=["arm", "seed", "moment", "layer", "low", "median", "high"])
+
+
+def get_shift_medians(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return medians over a run's steps of `shift`: columns arm, seed, measure and value.
+
+    A step where a measure was not finite does not count.
+    """
+    rows = []
+    for run in select(frame, claim="shift").itertuples():
+        for row in run.result.get("rows", []):
+            low, high = (math.nan if x is None else x for x in row["loss_range"])
+            flat = {f"{k} {at}": v for at, both in row["shift"].items() for k, v in both.items()}
+            rows.append({"arm": run.arm, "seed": run.seed, "range": high - low} | row | flat)
+    steps = pd.DataFrame(rows, columns=["arm", "seed", *MEASURES]).rename(columns=MEASURES)
+    steps = steps.astype(dict.fromkeys(MEASURES.values(), float))
+    medians = steps.groupby(["arm", "seed"]).median()
+    return medians.melt(ignore_index=False, var_name="measure").reset_index()
+
+
+def interpolate(losses: Sequence[float], values: Sequence[float], level: float) -> float:
+    """Return the value at which the losses first reach `level` from above, or nan if never.
+
+    Linear between two losses; `values` may be longer than `losses`.
+    """
+    if losses[0] <= level:
+        return values[0]
+    for (before, first), (loss, value) in pairwise(zip(losses, values, strict=False)):
+        if loss <= level:
+            return value + (first - value) * (level - loss) / (before - loss)
+    return math.nan
+
+
+def find_crossing(history: Sequence[float], goal: float) -> float:
+    """Return the epochs, counted from a guess, until an accuracy first reaches `goal`, or nan."""
+    errors = [-accuracy for accuracy in (CHANCE, *history)]
+    return interpolate(errors, range(len(errors)), -goal)
+
+
+def measure_fits(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs with `epochs` to 70 %, and `at loss`, test accuracy at equal training loss.
+
+    That loss is the highest with which a norm of the recipe ends, in evaluation mode.
+    """
+    losses = frame.history.map(lambda history: history.get("clean_train_loss", [math.nan]))
+    levels = losses.str[-1][frame.arm.isin(COMPARED)].groupby(frame.recipe).max()
+    tests = frame.history.map(lambda history: history.get("test_acc", [math.nan]))
+    found = map(interpolate, losses, tests, frame.recipe.map(levels))
+    return frame.assign(**{"epochs": [find_crossing(t, 70) for t in tests], "at loss": [*found]})

@@ -1,0 +1,238 @@
+"""The tables of both pages, as Markdown, each by the name of its marker."""
+
+import functools
+import math
+from collections.abc import Iterable, Sequence
+from itertools import combinations, product
+
+import numpy as np
+import pandas as pd
+
+from experiments import frames, stats
+from experiments.frames import get_arms, select, tabulate
+from experiments.results import COMPARED, COMPARED_RECIPES
+from experiments.stats import Comparison
+from runs import LABELS
+
+BARE = ("he", "none")  # arms without a normalization
+PAIRS = list(combinations(COMPARED, 2))
+BN_PAIRS = PAIRS[:2]  # those of `bn`
+MEDIANS = "median of the steps"
+ROWS = {"batch-differences": "images a batch", "shift-differences": MEDIANS}  # titles
+
+
+def make_markdown(frame: pd.DataFrame) -> str:
+    """Return the frame and its index as Markdown: two decimals, and a dash for nan."""
+    frame = frame.rename(lambda v: f"{LABELS[v]} (`{v}`)" if v in LABELS else v).reset_index()
+    align = ["right" if pd.api.types.is_numeric_dtype(t) else "left" for t in frame.dtypes]
+    frame = frame.map(lambda v: f"{v:.2f}" if isinstance(v, float) else v).replace("nan", "–")
+    return frame.to_markdown(index=False, disable_numparse=True, colalign=align)
+
+
+def quote(cells: pd.DataFrame, title: str) -> str:
+    """Return a table whose index, under `title`, and whose columns show names as code."""
+    columns = [f"`{name}`" if isinstance(name, str) else f"{name:g}" for name in cells]
+    return make_markdown(cells.set_axis(columns, axis=1).rename("`{}`".format).rename_axis(title))
+
+
+def format_mean(values: Iterable[float], places: tuple[str, str] = (".2f", ".2f")) -> str:
+    """Return the mean and its 95 % interval without regard to nan; a dash if nothing is left."""
+    values = [value for value in values if not math.isnan(value)]
+    if not values:
+        return "–"
+    mean = format(sum(values) / len(values), places[0])
+    return mean if len(values) == 1 else f"{mean} ± {stats.get_half_width(values):{places[1]}}"
+
+
+def format_tests(tests: pd.Series) -> str:
+    """Return the mean and interval of the runs that ended, and how many diverged."""
+    diverged = tests.isna().sum()
+    return format_mean(tests) + (f", {diverged} diverged" if diverged else "")
+
+
+def format_digits(number: float) -> str:
+    """Return the number to three significant digits, with commas between thousands."""
+    return f"{float(f'{number:.3g}'):,g}".replace("inf", "∞")
+
+
+def format_factors(factors: pd.Series) -> str:
+    """Return the geometric mean, with the lowest and the highest in parentheses."""
+    mean = np.exp(np.log(factors).mean())
+    low, middle, high = map(format_digits, (factors.min(), mean, factors.max()))
+    return f"{middle} ({low} to {high})"
+
+
+def format_comparisons(answers: pd.DataFrame, title: str) -> str:
+    """Return a table of differences and their intervals; significant ones are bold."""
+    cells: dict[str, dict[str, str]] = {}
+    for row in answers.dropna(subset="mean").itertuples():
+        mean = f"**{row.mean:+.2f}**" if row.corrected < 0.05 else f"{row.mean:+.2f}"
+        cells.setdefault(row.row, {})[row.column] = f"{mean} ({row.low:+.2f} to {row.high:+.2f})"
+    return make_markdown(pd.DataFrame.from_dict(cells, "index").rename_axis(title).fillna("–"))
+
+
+def make_accuracies(compared: pd.DataFrame) -> str:
+    """Return the front page's table of final test accuracies."""
+    table = tabulate(compared, "recipe", format_tests).reindex([*COMPARED, *BARE])
+    table = table.reindex(columns=list(frames.RECIPE_TITLES)).rename(columns=frames.RECIPE_TITLES)
+    return make_markdown(table.rename_axis("normalization"))
+
+
+def make_spreads(norms: pd.DataFrame) -> str:
+    """Return the spread over seeds of test accuracy and of the gap to it, by recipe and norm."""
+    half, all_of = stats.get_half_width, functools.partial(pd.Series.mean, skipna=False)
+    columns = {"seeds": ("seed", "size"), "test mean": ("test", "mean"), "s.d.": ("test", "std")}
+    columns |= {"± 95 %": ("test", half), "train minus test": ("clean_gap", all_of)}
+    groups = norms.rename(columns={"arm": "norm"}).groupby(["recipe", "norm"])
+    return make_markdown(groups.agg(**columns, **{"± 95 % ": ("clean_gap", half)}))
+
+
+def make_tuning(trials: pd.DataFrame) -> str:
+    """Return accuracy on held-out images by trial and norm, the best mean first."""
+    groups = trials.assign(trial="`" + trials.recipe + "`").groupby(["trial", "arm"])
+    table = groups.validation.mean().unstack().reindex(columns=list(COMPARED))
+    table.insert(0, "seeds", groups.size().groupby("trial").max())
+    table["mean"] = table[list(COMPARED)].mean(axis=1, skipna=False)
+    return make_markdown(table.sort_values("mean", ascending=False, kind="stable"))
+
+
+def make_speed(compared: pd.DataFrame) -> str:
+    """Return the epochs to 70 % by arm and recipe; where not all runs get there, how many do."""
+
+    def count(epochs: pd.Series) -> str:
+        there = epochs.notna().sum()
+        return format_mean(epochs) if there == len(epochs) else f"{there} of {len(epochs)} runs"
+
+    fits = frames.measure_fits(compared.dropna(subset="test")).groupby(["arm", "recipe"]).epochs
+    recipes = [recipe for recipe in COMPARED_RECIPES if recipe in set(compared.recipe)]
+    table = fits.agg(count).unstack().reindex(get_arms(compared))[recipes]
+    return quote(table.fillna("–"), "epochs to 70 %")
+
+
+def make_scales(scales: pd.DataFrame) -> str:
+    """Return, by arm, how the scale changes with depth and how unlike a layer's channels are."""
+    rows = {f"`{arm}`": {} for arm in get_arms(scales)}
+    for (arm, moment), part in scales.groupby(["arm", "moment"], sort=False):
+        medians = part.pivot(index="seed", columns="layer", values="median")
+        spreads = np.log(part.high / part.low).groupby(part.seed).mean()
+        rows[f"`{arm}`"][f"C1 / C10 {moment}"] = format_factors(medians.C1 / medians.C10)
+        rows[f"`{arm}`"][f"spread {moment}"] = format_factors(np.exp(spreads))
+    return make_markdown(pd.DataFrame.from_dict(rows, "index").rename_axis("arm"))
+
+
+def make_shift(medians: pd.DataFrame) -> str:
+    """Return each measure of `shift` by arm: the mean over seeds of a run's median, ± 95 %."""
+    groups = medians.groupby(["measure", "arm"], sort=False).value
+    cells = groups.agg(lambda values: format_mean(values, (".3g", ".2g"))).unstack()
+    cells = cells.reindex(index=list(frames.MEASURES.values()), columns=get_arms(medians))
+    return make_markdown(cells.rename(columns="`{}`".format).rename_axis(MEDIANS))
+
+
+def make_equivalence(compared: pd.DataFrame) -> str:
+    """Return Holm's p of a difference beyond two margins (points), for each two arms of `muon`."""
+    tests = select(compared, recipe="muon").dropna(subset="test").groupby("arm").test.agg(list)
+    pairs = list(combinations([arm for arm in (*COMPARED, *BARE) if arm in tests.index], 2))
+    table = pd.DataFrame(index=pd.Index([f"{one} - {other}" for one, other in pairs], name="muon"))
+    for margin in (1, 0.5):
+        ps = [stats.equivalent(tests[one], tests[other], margin) for one, other in pairs]
+        table[f"p, within {margin} points"] = [f"{p:.4f}" for p in stats.holm(ps)]
+    return make_markdown(table)
+
+
+def make_images(compared: pd.DataFrame, labels: np.ndarray) -> str:
+    """Return what seeds and test images add to the error of the differences with `muon`."""
+    muon, rows, right = select(compared, recipe="muon"), {}, {}
+    for arm in COMPARED:
+        digits = [r["test_predictions"].encode() for r in select(muon, arm=arm).result]
+        hits = [np.frombuffer(text, np.uint8) - ord("0") == labels for text in digits]
+        right[arm] = np.array(hits)
+    for one, other in PAIRS:
+        ways = ((True, True), (True, False), (False, True))
+        both, *alone = (stats.resample(right[one], right[other], *way) for way in ways)
+        low, high = np.percentile(both, (2.5, 97.5))
+        deviations = [f"{differences.std():.2f}" for differences in alone]
+        rows[f"{one} - {other}"] = [f"{low:+.2f} to {high:+.2f}", *deviations]
+    columns = ["95 %, seeds and images", "s.d. by seeds", "by images"]
+    return make_markdown(pd.DataFrame.from_dict(rows, "index", None, columns).rename_axis("muon"))
+
+
+def gather(frame: pd.DataFrame, row: str, column: str = "test") -> pd.Series:
+    """Return the values of a column as lists, indexed by those of `row` and by arm."""
+    return frame.dropna(subset=column).groupby([row, "arm"], sort=False)[column].agg(list)
+
+
+def pair_up(table: str, samples: pd.Series, pairs: Sequence[tuple], family="") -> list[Comparison]:
+    """Compare two arms at a time in each row of `samples` (see `gather`) that has both.
+
+    By default each row is a family of its own.
+    """
+    found = []
+    for row, (one, other) in product(dict.fromkeys(row for row, _ in samples.index), pairs):
+        if {(row, one), (row, other)} <= {*samples.index}:
+            two = samples[row, one], samples[row, other]
+            found.append(Comparison(table, family or row, row, f"{one} - {other}", two))
+    return found
+
+
+def declare_best(frame: pd.DataFrame, tests: pd.Series) -> list[Comparison]:
+    """Return the comparisons that tell which norm is best; `tests` is by recipe and arm."""
+    found = pair_up("differences", tests, PAIRS)
+    declared = functools.partial(Comparison, "differences")
+    onecycle = gather(select(frame, claim="", recipe="onecycle"), "precision")
+    keys = list(product(("float32", "bfloat16"), COMPARED))
+    samples, name = [onecycle.get(key, []) for key in keys], "onecycle, both precisions"
+    for one, other in PAIRS:
+        weights = [((arm == one) - (arm == other)) / 2 for _, arm in keys]
+        found.append(declared(name, name, f"{one} - {other}", samples, weights, pooled=True))
+    name = "reference minus muon"
+    for one, other in BN_PAIRS:
+        four = [tests.get((r, arm), []) for r in ("reference", "muon") for arm in (one, other)]
+        found.append(declared(name, name, f"{one} - {other}", four, (1, -1, -1, 1)))
+    return found
+
+
+def declare(frame: pd.DataFrame) -> list[Comparison]:
+    """Return all comparisons, as they were declared before the runs."""
+    compared = frames.measure_fits(frames.get_compared(frame))
+    compared = pd.concat([select(compared, recipe=recipe) for recipe in COMPARED_RECIPES])
+    tests = gather(compared, "recipe")
+    found = declare_best(frame, tests)
+    for bare in BARE:
+        four = [tests.get(("muon", arm), []) for arm in (*COMPARED, bare)]
+        cell = ("costs", "muon", f"mean of the norms - {bare}")
+        found.append(Comparison("costs", *cell, four, (1 / 3, 1 / 3, 1 / 3, -1)))
+    epochs = gather(select(compared, recipe="onecycle"), "recipe", "epochs")
+    found += pair_up("epochs", epochs, [(norm, "he") for norm in COMPARED])
+    for column, title in (("clean_gap", "train minus test"), ("at loss", "test at equal loss")):
+        named = compared.assign(row=compared.recipe + f": {title}")
+        found += pair_up("gaps", gather(named, "row", column), BN_PAIRS)
+    batches = frames.get_batches(frame).sort_values("value")
+    few = batches[batches.value < 16]
+    small = gather(few.assign(value=few.value.map("{:g}".format)), "value")
+    found += pair_up("batch-differences", small, BN_PAIRS, "small")
+    shift = gather(frames.get_shift_medians(frame), "measure", "value")
+    return found + pair_up("shift-differences", shift, BN_PAIRS, "shift")
+
+
+def make_tables(frame: pd.DataFrame, labels: np.ndarray | None = None) -> dict[str, str]:
+    """Return all tables by name; `images` is there only with the labels of the test images."""
+    compared, trials = frames.get_compared(frame), select(frame, claim="tuning")
+    rates = tabulate(frames.get_claim(frame, "rates"), "value", format_tests)
+    batches = tabulate(frames.get_batches(frame), "value", format_tests)
+    tables = {
+        name: format_comparisons(answers, ROWS.get(name, ""))
+        for name, answers in stats.answer(declare(frame)).groupby("table")
+    }
+    if labels is not None:
+        tables["images"] = make_images(compared, labels)
+    return tables | {
+        "results": make_accuracies(compared),
+        "seeds": make_spreads(compared[compared.arm.isin(COMPARED)]),
+        "tuning": make_tuning(trials[trials.arm.isin(COMPARED)]),
+        "rates": quote(rates, "arm"),
+        "speed": make_speed(compared),
+        "batches": quote(batches, "images a batch"),
+        "scales": make_scales(frames.get_scales(frame)),
+        "shift": make_shift(frames.get_shift_medians(frame)),
+        "equivalence": make_equivalence(compared),
+    }

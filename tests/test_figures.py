@@ -1,0 +1,78 @@
+"""The figures of the pages: their lines, bands and crosses are the runs."""
+
+import re
+
+import numpy as np
+
+from common import PAGES, make_frame, need_packages
+
+need_packages()
+
+from experiments import figures, frames  # noqa: E402
+from experiments.results import load_frame  # noqa: E402
+
+
+def get_lines(axis):
+    """Return the values of an axis' labeled lines."""
+    return {line.get_label(): line.get_ydata().tolist() for line in axis.lines}
+
+
+def get_bands(axis):
+    """Return the lowest and highest values, by x, of an axis' bands."""
+    bands = []
+    for band in axis.collections:
+        x, y = band.get_paths()[0].vertices.T
+        bands.append([(y[x == at].min(), y[x == at].max()) for at in np.unique(x)])
+    return bands
+
+
+def test_accuracies_have_the_means_and_a_band_from_lowest_to_highest():
+    tests = {("muon", "bn"): [70, 74, 81], ("onecycle", "bn"): [82, 84, None]}
+    axes = figures.draw_accuracies(make_frame(tests, "float32"), ["onecycle", "muon"]).axes
+    assert [axis.get_title() for axis in axes] == ["tuned SGD", "Muon"]
+    assert [get_lines(axis) for axis in axes] == [{"Batch": [50, 83]}, {"Batch": [50, 75]}]
+    assert [get_bands(axis) for axis in axes] == [[[(50, 50), (82, 84)]], [[(50, 50), (70, 81)]]]
+    assert axes[0].get_ylim()[1] > 84, "no end is cut off"
+
+
+def test_values_have_a_cross_for_each_run_that_diverged():
+    tests = {
+        ("rates-0.1", "bn"): [70, 71],
+        ("rates-1", "bn"): [72, 73],
+        ("rates-0.1", "he"): [60, 60],
+    }
+    made = make_frame(tests | {("rates-1", "he"): [None, 50]})
+    axis = figures.draw_values(frames.get_claim(made, "rates"), "rate", "Rates", "best").axes[0]
+    assert get_lines(axis) == {"None, He init": [60, 30], "Batch": [70.5, 72.5]}
+    points = [tuple(p) for dots in axis.collections for p in dots.get_offsets().tolist()]
+    assert [point for point in points if point[1] == frames.CHANCE] == [(1.0, 10.0)]
+    assert {(0.1, 70), (0.1, 71), (1.0, 50)} <= set(points), "a dash a run"
+
+
+def test_scales_have_medians_and_percentiles_before_and_after():
+    def deviate(factor):
+        layers = {"C1": 1.0, "C10": 5.0}
+        return lambda recipe, arm, test: {
+            name: (factor * test * at * np.arange(11)).tolist() for name, at in layers.items()
+        }
+
+    made = make_frame({("scales-0.05", "bn"): [1.0, 3.0]}, before=deviate(1), after=deviate(10))
+    axes = figures.draw_scales(frames.get_scales(made)).axes
+    for axis, moment, mean in zip(axes, ("before", "after"), (2, 20), strict=True):
+        assert axis.get_title() == f"{moment} training"
+        assert get_lines(axis) == {"Batch": [5 * mean, 25 * mean]}
+        assert np.allclose(get_bands(axis), [[(mean, 9 * mean), (5 * mean, 45 * mean)]])
+
+
+def test_every_figure_of_the_pages_is_drawn_with_all_its_arms():
+    drawn = figures.draw_figures(load_frame())
+    pages = "".join(PAGES.values())
+    assert {f"images/{name}.png" for name in drawn} == set(re.findall(r"images/\w+\.png", pages))
+    arms = {
+        name: {line.get_label() for axis in drawn[name].axes for line in axis.lines}
+        for name in drawn
+    }
+    three, five = {"Batch", "Group", "Layer"}, {"Batch", "Group", "Layer", "None", "None, He init"}
+    assert arms["accuracy"] == three
+    assert arms["batches"] == three | {"Batch, recomputed"}
+    assert arms["baseline"] == arms["rates"] == arms["scales"] == five

@@ -1,0 +1,75 @@
+"""The runs that a table or a figure is made of: which are taken, and what is measured of them."""
+
+import math
+
+import pytest
+
+from common import make_frame, need_packages
+
+need_packages()
+
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+from experiments import frames  # noqa: E402
+
+GAINS = st.lists(st.floats(0.01, 5), min_size=1, max_size=8)  # by epoch
+
+
+@settings(deadline=None)  # on a busy machine
+@given(gains=GAINS, share=st.floats(0.001, 1))
+def test_a_crossing_is_that_of_the_piecewise_linear_curve(gains, share):
+    history = (frames.CHANCE + np.cumsum(gains)).tolist()
+    goal = frames.CHANCE + share * (history[-1] - frames.CHANCE)
+    expected = np.interp(goal, [frames.CHANCE, *history], range(len(history) + 1))
+    assert frames.find_crossing(history, goal) == pytest.approx(expected)
+    losses = [-accuracy for accuracy in history]
+    at_loss = frames.interpolate(losses, history, -goal)
+    assert at_loss == pytest.approx(max(goal, history[0])), "at once where it begins below"
+    assert math.isnan(frames.find_crossing(history, history[-1] + 0.1))
+
+
+def test_a_level_is_crossed_the_first_time():
+    losses, values = [2.0, 1.0, 1.2, 0.8], [10.0, 20.0, 30.0, 50.0]
+    assert frames.interpolate(losses, values, 1.0) == 20
+    assert frames.interpolate(losses, values, 0.9) == pytest.approx(45)
+    assert frames.interpolate([2.0, 2.5], values, 2.0) == 10, "at once"
+    assert frames.find_crossing([60.0], 35) == pytest.approx(0.5), "in the first epoch"
+    assert math.isnan(frames.find_crossing([], 60)), "it diverged"
+
+
+def test_test_accuracy_is_compared_where_training_losses_are_equal():
+    losses = {"bn": [2.0, 1.0], "gn": [2.0, 1.5]}  # gn ends at 1.5, which bn passes half-way
+
+    def make_history(recipe, arm, test):
+        return {"test_acc": [50.0, test], "clean_train_loss": losses[arm]}
+
+    frame = make_frame({("muon", a): [60.0] for a in losses}, "float32", history=make_history)
+    assert frames.measure_fits(frame).set_index("arm")["at loss"].to_dict() == {"bn": 55, "gn": 60}
+
+
+def test_a_seed_that_lacks_an_arm_is_left_out_at_that_value_alone():
+    tests = {(f"rates-{v}", arm): [50, 60] for v in (1, 3) for arm in ("bn", "gn")}
+    frame = make_frame(tests | {("rates-3", "gn"): [50]})
+    seeds = frames.get_claim(frame, "rates").groupby("value").seed.agg(set)
+    assert seeds.to_dict() == {1.0: {1, 2}, 3.0: {1}}
+
+
+def test_the_baseline_is_at_the_best_rates_of_the_search():
+    tests = {("search-sgd-0.1", "he"): [60], ("search-sgd-0.3", "he"): [65]}
+    tests |= {("baseline-sgd-0.1", "he"): [99], ("baseline-sgd-0.3", "he"): [70, 71]}
+    norms = make_frame({("onecycle", "bn"): [80, 81], ("onecycle", "none"): [1]}, "float32")
+    compared = frames.get_compared(pd.concat([make_frame(tests), norms], ignore_index=True))
+    found = compared.groupby(["recipe", "arm"]).test.agg(list).to_dict()
+    assert found == {("onecycle", "bn"): [80, 81], ("onecycle", "he"): [70, 71]}
+
+
+@pytest.mark.parametrize(
+    ("searched", "best"), [([70, None], 0.3), ([None, None], 0.3), ([95, None], 0.1)]
+)
+def test_a_trial_that_diverged_is_a_guess_neither_dropped_nor_the_best(searched, best):
+    tests = {("search-sgd-0.1", "he"): searched, ("search-sgd-0.3", "he"): [45, 46]}
+    tests |= {("baseline-sgd-0.1", "he"): [60], ("baseline-sgd-0.3", "he"): [60]}
+    assert frames.get_compared(make_frame(tests)).rate.tolist() == [best]
