@@ -68,7 +68,8 @@ def test_a_run_that_has_its_result_is_not_started(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(replicate, "run_job", started)
     monkeypatch.setattr(replicate, "ROOT", tmp_path)
     monkeypatch.setenv("PRECISION", "float32")
-    monkeypatch.setattr("sys.argv", "replicate --recipes smoke --norms gn --seeds 2 3".split())
+    options = ["--recipes", "smoke", "--norms", "gn", "--seeds", "2", "3"]
+    monkeypatch.setattr("sys.argv", ["replicate", *options])
     replicate.main()
     assert [call.args[0] for call in started.call_args_list] == ["smoke-gn-seed3"]
     assert capsys.readouterr().out.startswith("1 of 2 runs are done already.\n")
