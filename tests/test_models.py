@@ -67,9 +67,17 @@ def test_every_block_has_the_norm_asked_for_and_no_other(norm):
 
 
 @precisions
-def test_group_norm_is_pytorchs_whatever_the_memory_format(precision):
+def test_group_norm_is_pytorchs_in_the_memory_format_that_is_fast(precision, monkeypatch):
     x, gradient = torch.randn(2, 8, 16, 10, 10, generator=torch.Generator().manual_seed(0))
-    outcomes = []
+    outcomes, computed, group_norm = [], [], nn.functional.group_norm
+
+    def spy(x, *rest):  # on what PyTorch's function gets, there and back
+        y = group_norm(x, *rest)
+        y.grad_fn.register_prehook(lambda gradients: computed.append(gradients[0]))
+        computed.append(x)
+        return y
+
+    monkeypatch.setattr(nn.functional, "group_norm", spy)
     for layer in (nn.GroupNorm(4, 16), get_norm("gn", 16)):
         leaf = x.to(precision).to(memory_format=torch.channels_last).requires_grad_()
         leaf.register_hook(outcomes.append)  # the gradient, as it comes
@@ -77,31 +85,12 @@ def test_group_norm_is_pytorchs_whatever_the_memory_format(precision):
             y = layer(leaf.clone())  # not a leaf, as in a network
         y.backward(gradient.to(precision).to(memory_format=torch.channels_last))
         outcomes += [y.detach(), layer.weight.grad, layer.bias.grad]
+    fast = torch.contiguous_format if precision == torch.bfloat16 else torch.channels_last
+    assert [tensor.is_contiguous(memory_format=fast) for tensor in computed[2:]] == [True] * 2
     for theirs, ours in zip(outcomes[:4], outcomes[4:], strict=True):
         torch.testing.assert_close(ours, theirs)
     for tensor in outcomes[4:6]:  # the gradient of the input, and the output
         assert tensor.is_contiguous(memory_format=torch.channels_last)
-
-
-@precisions
-def test_group_norm_computes_in_the_format_that_is_fast(precision, monkeypatch):
-    """Seen by a spy on PyTorch's function: its input, and the gradient that comes to it."""
-    seen, group_norm = [], nn.functional.group_norm
-
-    def spy(x, *rest):
-        y = group_norm(x, *rest)
-        y.grad_fn.register_prehook(lambda gradients: seen.append(gradients[0]))
-        seen.append(x)
-        return y
-
-    monkeypatch.setattr(nn.functional, "group_norm", spy)
-    block = conv_block(16, 24, "gn").to(memory_format=torch.channels_last)
-    with autocast(precision):
-        y = block(torch.rand(2, 16, 10, 10).to(memory_format=torch.channels_last))
-    y.float().pow(2).sum().backward()
-    fast = torch.contiguous_format if precision == torch.bfloat16 else torch.channels_last
-    assert len(seen) == 2
-    assert all(x.is_contiguous(memory_format=fast) for x in seen)
 
 
 @norms
