@@ -26,8 +26,9 @@ from experiments.results import COMPARED, ROOT, SEEDS
 from models import NORMS
 from runs import LABELS, RECIPES, Recipe, Run, get_seed
 
-# A job's process runs a module. It ends with the process that started it, even if that is killed,
-# and a kernel ends with papermill. (Windows does not say that a parent is gone.)
+# A job's process runs a module and watches the one that started it, since papermill would go on
+# for hours after that was killed; a kernel ends with papermill. (Windows does not say that a parent
+# is gone.)
 JOB = """
 import os, runpy, sys, threading, time
 _, parent, *sys.argv = sys.argv
@@ -58,7 +59,7 @@ def run_job(name: str, job: Sequence[str], environment: Mapping[str, str]) -> st
     environment = os.environ | environment
     with subprocess.Popen(command, cwd=ROOT, env=environment, errors="replace", **piped) as process:
         for line in process.stdout:
-            if "[IPKernelApp] WARNING" not in line:  # each kernel has one on its ports
+            if "[IPKernelApp] WARNING" not in line:  # of each kernel; papermill passes it on
                 print(f"{name}: {line.rstrip()}", flush=True)
     if process.returncode:
         raise RuntimeError(f"{name} failed (status {process.returncode}): {line.strip()}")

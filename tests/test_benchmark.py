@@ -25,6 +25,17 @@ def test_a_loop_runs_as_many_steps_as_asked_for(kind, monkeypatch):
     assert calls == (["forward"] if "evaluation" in kind else ["forward", "backward"]) * 3
 
 
+def test_a_step_s_time_is_that_of_the_steps_after_the_warm_up(monkeypatch):
+    now = [0.0]
+
+    def run(steps):  # the first one takes 100 seconds, each later one 2
+        now[0] += 2 * steps + (100 if now[0] == 0 else 0)
+
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(benchmark, "RUN", run, raising=False)
+    assert benchmark.measure() == 2000
+
+
 MEDIANS = {"ours": 20.0, "floor": 19.0, "textbook": 80.0}
 MEDIANS |= {"ours, small images": 12.0, "ours, evaluation": 6.0, "ours, float32": 40.0}
 MEDIANS |= {"ours, float32, small images": 25.0, "ours, float32, evaluation": 10.0}

@@ -67,9 +67,17 @@ def test_every_block_has_the_norm_asked_for_and_no_other(norm):
 
 
 @precisions
-def test_group_norm_is_pytorchs_whatever_the_memory_format(precision):
+def test_group_norm_is_pytorchs_in_the_memory_format_that_is_fast(precision, monkeypatch):
     x, gradient = torch.randn(2, 8, 16, 10, 10, generator=torch.Generator().manual_seed(0))
-    outcomes = []
+    outcomes, computed, group_norm = [], [], nn.functional.group_norm
+
+    def spy(x, *rest):  # on what PyTorch's function gets, there and back
+        y = group_norm(x, *rest)
+        y.grad_fn.register_prehook(lambda gradients: computed.append(gradients[0]))
+        computed.append(x)
+        return y
+
+    monkeypatch.setattr(nn.functional, "group_norm", spy)
     for layer in (nn.GroupNorm(4, 16), get_norm("gn", 16)):
         leaf = x.to(precision).to(memory_format=torch.channels_last).requires_grad_()
         leaf.register_hook(outcomes.append)  # the gradient, as it comes
@@ -77,6 +85,8 @@ def test_group_norm_is_pytorchs_whatever_the_memory_format(precision):
             y = layer(leaf.clone())  # not a leaf, as in a network
         y.backward(gradient.to(precision).to(memory_format=torch.channels_last))
         outcomes += [y.detach(), layer.weight.grad, layer.bias.grad]
+    fast = torch.contiguous_format if precision == torch.bfloat16 else torch.channels_last
+    assert [tensor.is_contiguous(memory_format=fast) for tensor in computed[2:]] == [True] * 2
     for theirs, ours in zip(outcomes[:4], outcomes[4:], strict=True):
         torch.testing.assert_close(ours, theirs)
     for tensor in outcomes[4:6]:  # the gradient of the input, and the output
@@ -141,14 +151,27 @@ def test_a_network_that_cannot_be_made_is_refused(norm, options, named):
         Session8Net(norm, **options)
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [("Session6Net", 18_934), ("Session7Step1Net", 7_547), ("Session7Step2Net", 7_873)],
-)
-def test_the_older_models_have_the_published_parameter_counts(name, parameters):
-    model = getattr(models, name)()
+SEVEN = "10x26 21x24 9x24 9x12 12x10 16x8 16x4"  # output channels and size of each layer
+SIX = "12x26 24x24 12x24 12x12 20x10 32x10 16x10 16x5 16x3 32x3 32x1"
+OLDER = {
+    "Session6Net": (18_934, [0.1] * 6, SIX),
+    "Session7Step1Net": (7_547, [], f"{SEVEN} 10x1"),
+    "Session7Step2Net": (7_873, [0.05] * 4, f"{SEVEN} 16x2 16x1 20x1 10x1"),
+}
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_the_older_models_are_the_published_ones(name):
+    (parameters, dropout, expected), model = OLDER[name], getattr(models, name)()
     assert count(model) == parameters
-    assert model(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+    assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == dropout
+    x, shapes = torch.rand(2, 1, 28, 28), []
+    for layer in model.layers:
+        x = layer(x)
+        shapes += [f"{x.shape[1]}x{x.shape[2]}"] if x.ndim == 4 else []
+    assert " ".join(shapes) == expected
+    output = model(torch.rand(2, 1, 28, 28))
+    torch.testing.assert_close(output.exp().sum(dim=1), torch.ones(2))
 
 
 def test_session6_averages_faster_from_the_second_block_on():

@@ -1,5 +1,6 @@
 """Many runs at a time: each is the one that was asked for, and none outlives its command."""
 
+import json
 import multiprocessing
 import os
 import re
@@ -7,6 +8,8 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import asdict
+from unittest import mock
 
 import nbformat
 import psutil
@@ -52,6 +55,24 @@ def test_a_run_is_its_notebook_with_its_parameters(repository, tmp_path, monkeyp
     assert "CPU threads: 2\n" in text
     assert "Total params: 48,448" in text
     assert "ScaleAndShift-3" in text
+
+
+def test_a_run_that_has_its_result_is_not_started(tmp_path, monkeypatch, capsys):
+    run = make_run("smoke", "gn", 2)
+    result = {"recipe": asdict(run.recipe), "norm": "gn", "seed": 2}
+    path = run.get_path(tmp_path / "results", ".json")
+    path.parent.mkdir(parents=True)
+    result |= {"environment": {"precision": "float32"}}
+    path.write_text(json.dumps(result), encoding="utf-8")
+    started = mock.Mock(return_value="It is done.")
+    monkeypatch.setattr(replicate, "run_job", started)
+    monkeypatch.setattr(replicate, "ROOT", tmp_path)
+    monkeypatch.setenv("PRECISION", "float32")
+    options = ["--recipes", "smoke", "--norms", "gn", "--seeds", "2", "3"]
+    monkeypatch.setattr("sys.argv", ["replicate", *options])
+    replicate.main()
+    assert [call.args[0] for call in started.call_args_list] == ["smoke-gn-seed3"]
+    assert capsys.readouterr().out.startswith("1 of 2 runs are done already.\n")
 
 
 needs_fork = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")

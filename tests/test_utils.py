@@ -1,6 +1,8 @@
 """What the notebooks' cells call, in the order of a run: device, data, training, plots."""
 
 import dataclasses
+import functools
+import itertools
 import math
 import platform
 
@@ -72,10 +74,18 @@ def test_memory_that_was_freed_is_used_again():
 # --- Transforms and loaders
 
 
-def test_random_crop_shifts_each_image_and_reflects_its_borders():
-    images = draw_images(200, 5, 9)
-    torch.manual_seed(3)  # with which each of the 25 shifts is there
-    moved = utils.RandomCrop(2)(images)
+OFF = {"crop": 0, "rotation": 0.0, "resize": 0.0, "flip": 0.0}
+
+
+def augment(images, **fields):
+    """Return the uint8 images as a recipe of these fields changes them, and no other."""
+    torch.manual_seed(0)
+    return utils.denormalize(utils.get_train_transforms(Recipe("x", **OFF | fields))(images))
+
+
+def test_a_crop_shifts_each_image_and_reflects_its_borders():
+    images = draw_images(400, 5, 9)  # so many that each of the 25 shifts is there
+    moved = augment(images, crop=2)
     padded = F.pad(images.float(), [2] * 4, mode="reflect").to(torch.uint8)
     windows = {(y, x): padded[..., y : y + 5, x : x + 9] for y in range(5) for x in range(5)}
     same = {place: (window == moved).all((1, 2, 3)) for place, window in windows.items()}
@@ -83,50 +93,55 @@ def test_random_crop_shifts_each_image_and_reflects_its_borders():
     assert all(found.any() for found in same.values())
 
 
-def test_random_flip_mirrors_some_images_and_leaves_the_others():
+def test_a_flip_mirrors_some_images_and_leaves_the_others():
     images = draw_images(400)
-    flipped = utils.RandomFlip(0.25)(images)
+    flipped = augment(images, flip=0.25)
     mirrored, untouched = ((one == flipped).all((1, 2, 3)) for one in (images.flip(-1), images))
     assert torch.equal(mirrored, ~untouched)
     assert 60 <= mirrored.sum() <= 140  # 100 expected, standard deviation 8.7
-    assert torch.equal(utils.RandomFlip(1.0)(images), images.flip(-1))
+    assert torch.equal(augment(images, flip=1.0), images.flip(-1))
+    assert torch.equal(augment(images), images), "what is off is off"
 
 
-def test_random_affine_turns_by_the_angle_and_resizes_by_the_scale(monkeypatch):
-    images = draw_images(4)
-    monkeypatch.setattr(torch, "rand", torch.ones)  # the largest draw for every image
-    turned = utils.RandomAffine(degrees=90, resize=0.0)(images)
-    assert any(torch.equal(turned, images.rot90(k, (2, 3))) for k in (1, -1))
-    monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.full(size, 1.5))
-    enlarged = utils.RandomAffine(degrees=0, resize=0.5)(images)  # twice the size
-    expected = F.interpolate(images.float(), scale_factor=2, mode="bilinear")[..., 16:48, 16:48]
-    assert (enlarged - expected).abs().max() < 0.51  # rounded, a half either way
+def warp(image, matrix):
+    """Return the image (32, 32) whose point p is the old one's `matrix` @ p, from the centre."""
+    padded = np.pad(image, 16, mode="symmetric")
+    points = matrix @ (np.indices((32, 32)).reshape(2, -1) - 15.5) + 31.5
+    low = np.floor(points).astype(int)
+    bottom, right = points - low
+    warped = 0
+    for down, across in itertools.product((0, 1), repeat=2):
+        weight = (bottom if down else 1 - bottom) * (right if across else 1 - right)
+        warped += weight * padded[low[0] + down, low[1] + across]
+    return warped.reshape(32, 32)
 
 
-def test_random_affine_draws_for_each_image_within_its_bounds():
-    ramp = (66 + 4 * torch.arange(32)).to(torch.uint8).expand(100, 3, 32, 32)
-
-    def get_slopes(degrees, resize):
-        moved = utils.RandomAffine(degrees, resize)(ramp)[:, 0, 12:20, 12:20].float()
-        return (moved.diff(dim=d).mean((1, 2)) for d in (1, 2))  # down and right
-
-    angles = torch.atan2(*get_slopes(10, 0.0)).rad2deg()
-    assert -12 < angles.min() < -5 < 5 < angles.max() < 12
-    scales = 4 / list(get_slopes(0, 0.1))[1]
-    assert 0.85 < scales.min() < 0.97 < 1.03 < scales.max() < 1.15
-
-
-def test_transforms_are_there_only_where_the_recipe_asks():
-    def name(transforms):
-        return [type(step).__name__ for step in transforms.transforms]
-
-    def make(**fields):
-        return name(utils.get_train_transforms(Recipe("x", **fields)))
-
-    assert make(crop=0, flip=0.0) == name(utils.get_test_transforms()) == ["Normalize"]
-    assert make() == ["RandomCrop", "RandomFlip", "Normalize"]
-    assert "RandomAffine" in make(rotation=0.1)
-    assert "RandomAffine" in make(resize=0.1)
+def test_rotation_and_resizing_are_an_affine_map_with_reflected_borders():
+    """Two channels are ramps, by which to know how an image was moved, and one is noise."""
+    ramp = (4 + 8 * torch.arange(32)).to(torch.uint8)
+    images = draw_images(100)
+    images[:, 0], images[:, 1] = ramp[:, None], ramp
+    moved = augment(images, rotation=10.0, resize=0.1).double().numpy()
+    middle = slice(4, 28)  # which comes from within the image
+    points = (np.indices((32, 32))[:, middle, middle] - 15.5).reshape(2, -1)
+    sources = (moved[:, :2, middle, middle].reshape(100, 2, -1) - 4) / 8 - 15.5  # of those points
+    assert np.abs(sources.mean(axis=2)).max() < 0.05, "about the centre"
+    matrices = sources @ np.linalg.pinv(points)
+    for image, noise, matrix in zip(images[:, 2].numpy(), moved[:, 2], matrices, strict=True):
+        error = noise - warp(image, matrix)  # of 255
+        assert np.abs(error).max() < 8
+        assert np.abs(error.mean()) < 0.2  # rounded, not cut
+    scales = np.linalg.det(matrices) ** -0.5
+    angles = np.degrees(np.arctan2(matrices[:, 1, 0], matrices[:, 0, 0]))
+    turns = np.radians(angles)
+    rotations = np.array([[np.cos(turns), -np.sin(turns)], [np.sin(turns), np.cos(turns)]])
+    np.testing.assert_allclose(matrices.T, rotations.swapaxes(0, 1) / scales, atol=0.01)
+    draws = angles / 10, (scales - 1) / 0.1
+    for draw in draws:  # uniform from -1 to 1
+        assert -1.02 < draw.min() < -0.8
+        assert 0.8 < draw.max() < 1.02
+        assert draw.mean() == pytest.approx(0, abs=0.25)  # four deviations
+    assert abs(np.corrcoef(*draws)[0, 1]) < 0.4
 
 
 def test_normalization_is_the_formula():
@@ -197,9 +212,10 @@ def test_the_reference_schedule_drops_by_ten_every_six_epochs():
 def test_muon_is_pytorch_s_to_the_last_bit(momentum, nesterov):
     """Convolutions move as a matrix does by torch.optim.Muon, all else as by SGD without decay."""
 
-    def as_matrix(kernel):  # (out, all else), the columns in the order of channels_last
-        return kernel.movedim(1, -1).flatten(1)
-
+    orders = (  # of a matrix's columns; it does not matter which, but for rounding
+        lambda kernel: kernel.flatten(1),
+        lambda kernel: kernel.movedim(1, -1).flatten(1),
+    )
     options = {"momentum": momentum, "nesterov": nesterov}
     torch.manual_seed(0)
     model = Session8Net("gn")
@@ -209,31 +225,68 @@ def test_muon_is_pytorch_s_to_the_last_bit(momentum, nesterov):
     ours = utils.get_optimizer(model, Recipe("x", **MUON | options, affine_lr=0.02))
     kernels = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
     others = [p for p in model.parameters() if not any(p is kernel for kernel in kernels)]
-    matrices = [nn.Parameter(as_matrix(kernel.detach()).clone()) for kernel in kernels]
+    matrices = [[nn.Parameter(order(k.detach()).clone()) for k in kernels] for order in orders]
     copies = [nn.Parameter(p.detach().clone()) for p in others]
-    muon = torch.optim.Muon(matrices, lr=0.03, weight_decay=0.05, **options)
+    muons = [torch.optim.Muon(m, lr=0.03, weight_decay=0.05, **options) for m in matrices]
     sgd = torch.optim.SGD(copies, lr=0.02, **options)
     for _ in range(6):
         for parameter in (*kernels, *others):
             parameter.grad = torch.randn(parameter.shape)
-        for matrix, kernel in zip(matrices, kernels, strict=True):
-            matrix.grad = as_matrix(kernel.grad)
+        for order, theirs in zip(orders, matrices, strict=True):
+            for matrix, kernel in zip(theirs, kernels, strict=True):
+                matrix.grad = order(kernel.grad)
         for copy, parameter in zip(copies, others, strict=True):
             copy.grad = parameter.grad
-        for optimizer in (ours, muon, sgd):
+        for optimizer in (ours, *muons, sgd):
             optimizer.step()
     assert (len(kernels), len(others)) == (12, 18)
-    assert all(map(torch.equal, map(as_matrix, kernels), matrices))
+    same = [
+        all(map(torch.equal, map(order, kernels), theirs))
+        for order, theirs in zip(orders, matrices, strict=True)
+    ]
+    assert any(same)
     assert all(map(torch.equal, others, copies))
+
+
+def test_a_gradient_of_zero_moves_nothing_under_muon():
+    conv = nn.Conv2d(3, 8, 3)
+    before = conv.weight.detach().clone()
+    optimizer = utils.get_optimizer(conv, Recipe("x", **MUON | {"weight_decay": 0.0}))
+    conv(torch.zeros(1, 3, 4, 4)).sum().mul(0).backward()
+    optimizer.step()
+    assert torch.equal(conv.weight, before)
 
 
 # --- Training and evaluation
 
 
-def test_the_network_has_the_recipe_s_groups_and_dropout():
-    model, *_ = prepare(make_run(norm="gn", groups=2, dropout=0.1))
-    assert {m.num_groups for m in model.modules() if isinstance(m, nn.GroupNorm)} == {2}
-    assert {m.p for m in model.modules() if isinstance(m, nn.Dropout)} == {0.1}
+ON = {"norm": "gn", "epochs": 2, "batch_size": 8, "dropout": 0.1, "rotation": 5.0, "resize": 0.1}
+ON |= {"small_epochs": 1}  # so that each field below does something
+STEP = {"scheduler": "step", "step_epochs": 1}
+CHANGES = {"epochs": 3, "batch_size": 6, "optimizer": "muon", "lr": 0.06, "momentum": 0.8}
+CHANGES |= {"nesterov": False, "weight_decay": 1e-3, "scheduler": "step", "warmup": 0.5}
+CHANGES |= {"start_factor": 0.2, "groups": 2, "dropout": 0.2, "crop": 1, "rotation": 9.0}
+CHANGES |= {"resize": 0.2, "flip": 0.25, "small_epochs": 2, "small_size": 20}
+CHANGES |= {"affine_lr": 0.06, "step_epochs": 2, "step_factor": 0.2}
+NEEDED = {"affine_lr": MUON, "step_epochs": STEP, "step_factor": STEP}
+
+
+@functools.cache
+def get_losses(**fields):
+    """Return the training losses of a run with these fields, which is deterministic."""
+    run = make_run(**ON | fields)
+    parts = prepare(run, make_dataset(20))
+    folder = "-".join(map(str, fields.values()))  # no checkpoint is another's
+    return tuple(utils.fit(run, *parts, folder=folder)["train_loss"])
+
+
+FIELDS = [f.name for f in dataclasses.fields(Recipe) if f.name not in ("name", "data", "loss")]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_no_field_of_a_recipe_is_ignored(field):
+    others = NEEDED.get(field, {})
+    assert get_losses(**others) != get_losses(**others | {field: CHANGES[field]})
 
 
 CLEAN = 12  # images, in these tests
@@ -286,50 +339,36 @@ def test_two_epochs_are_those_of_a_loop_out_of_a_textbook(recipe, norm, monkeypa
     torch.testing.assert_close(dict(model.state_dict()), dict(theirs.state_dict()))
 
 
-def record(run, dataset, test_dataset=None):
-    """Run it; return for each pass through the network whether it trained, and its images."""
-    parts, passes = prepare(run, dataset, test_dataset), []
+def record(run, dataset):
+    """Run it, and return the images of each epoch's training."""
+    parts, passes = prepare(run, dataset), []
     parts[0].register_forward_pre_hook(lambda m, x: passes.append((m.training, x[0].clone())))
     utils.fit(run, *parts)
-    return passes
-
-
-def test_every_epoch_trains_and_then_evaluates_in_order():
-    dataset, test_dataset = make_dataset(20), make_dataset(9)
-    test_dataset.tensors[0].neg_()
-    passes = record(make_run(batch_size=8, epochs=2), dataset, test_dataset)
-    assert [training for training, _ in passes] == ([True] * 3 + [False] * 5) * 2
-    clean, tested = (utils.get_test_transforms()(d.tensors[0]) for d in (dataset, test_dataset))
-    for start in (0, 8):
-        seen = [images for _, images in passes[start : start + 8]]
-        assert torch.equal(torch.cat(seen[3:6]), clean)
-        assert torch.equal(torch.cat(seen[6:]), tested)
+    groups = itertools.groupby(passes, key=lambda seen: seen[0])
+    return [torch.cat([images for _, images in group]) for training, group in groups if training]
 
 
 def test_a_second_epoch_has_another_order_and_other_augmentation():
     dataset = make_dataset(20)
-    passes = record(make_run(batch_size=20, epochs=2, crop=0, flip=0.0), dataset)
-    first, _, test, second, *_ = (images for _, images in passes)
+    first, second = record(make_run(batch_size=20, epochs=2, crop=0, flip=0.0), dataset)
     assert not torch.equal(first, second)
+    test = utils.get_test_transforms()(dataset.tensors[0])
     places = [(image == test).flatten(1).all(1).nonzero().item() for image in second]
-    assert torch.equal(second, test[places])  # the same images in another order
-    assert sorted(places) == list(range(20))
+    assert sorted(places) == list(range(20))  # the same images in another order
     one = TensorDataset(draw_images(1).repeat(20, 1, 1, 1), torch.zeros(20, dtype=torch.int64))
-    first, _, _, second, *_ = (images for _, images in record(make_run(epochs=2, seed=2), one))
+    first, second = record(make_run(epochs=2, seed=2), one)
     assert not torch.equal(first, second)  # though all images are the same
 
 
 def test_the_first_epochs_see_smaller_images():
-    ramp = torch.arange(0, 256, 8, dtype=torch.uint8).expand(8, 3, 32, 32)  # left to right
-    dataset = TensorDataset(ramp, torch.arange(8))
-    run = make_run(epochs=3, small_epochs=2, small_size=20, crop=0, flip=0.0)
-    trained = [images for training, images in record(run, dataset) if training]
-    assert [images.shape[-1] for images in trained] == [20, 20, 32]
-    assert trained[0].shape == (8, 3, 20, 20)
-    left, right = trained[2][..., :1], trained[2][..., -1:]
-    places = (torch.arange(20) + 0.5) * 32 / 20 - 0.5  # of the new pixels among the old ones
-    expected = left + (right - left) / 31 * places
-    torch.testing.assert_close(trained[0][..., 2:-2], expected[..., :20, 2:-2], atol=0.03, rtol=0)
+    image = draw_images(1)
+    dataset = TensorDataset(image.repeat(8, 1, 1, 1), torch.arange(8))
+    run = make_run(epochs=3, batch_size=8, small_epochs=2, small_size=20, crop=0, flip=0.0)
+    trained = record(run, dataset)
+    assert [images.shape for images in trained] == [(8, 3, n, n) for n in (20, 20, 32)]
+    whole = utils.get_test_transforms()(image)
+    small = F.interpolate(whole, (20, 20), mode="bilinear", antialias=True)
+    torch.testing.assert_close(trained[0], small.expand(8, -1, -1, -1), atol=0.02, rtol=0)
 
 
 def test_another_seed_gives_other_weights_order_and_augmentation():
@@ -344,32 +383,60 @@ def test_another_seed_gives_other_weights_order_and_augmentation():
         assert not torch.equal(one, other)
 
 
-def test_a_history_has_one_number_an_epoch_in_each_column(capsys):
-    run = make_run(batch_size=8, epochs=2)
-    history = utils.fit(run, *prepare(run, make_dataset(8)))
+def test_a_history_has_one_number_an_epoch_in_each_column(capsys, monkeypatch):
+    run = make_run(batch_size=8, epochs=3)
+    parts, now, minutes = prepare(run, make_dataset(8)), [0.0], iter([1, 3, 4])
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def pass_time(model, _):
+        now[0] += 60 * next(minutes) if model.training else 30  # two evaluations an epoch
+
+    parts[0].register_forward_pre_hook(pass_time)
+    history = utils.fit(run, *parts)
     columns = "lr train_loss train_acc clean_train_loss clean_train_acc test_loss test_acc seconds"
     assert list(history) == columns.split()
-    assert all(len(values) == 2 for values in history.values())
-    header, first, last = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert all(len(values) == 3 for values in history.values())
+    assert history["seconds"] == [120, 240, 300]
+    header, *lines = (line.split() for line in capsys.readouterr().out.splitlines())
     assert header == ["epoch", *columns.split()]
-    assert first[-2:] == ["min", "left"]
-    expected = [2, *(values[1] for values in history.values())]
-    assert [float(cell) for cell in last] == pytest.approx(expected, abs=0.051)
+    assert [line[9:] for line in lines] == [["4.0", "min", "left"], ["3.0", "min", "left"], []]
+    expected = [3, *(values[2] for values in history.values())]
+    assert [float(cell) for cell in lines[2]] == pytest.approx(expected, abs=0.051)
 
 
+def test_the_first_step_that_is_not_finite_is_named():
+    model, train_loader, _, optimizer, *rest = prepare(make_run(batch_size=8), make_dataset(32))
+    steps = itertools.count(1)
+    optimizer.register_step_post_hook(
+        lambda *_: next(steps) == 2 and model.layers.C1.conv.weight.data.fill_(math.nan)
+    )
+    with pytest.raises(FloatingPointError, match="epoch 1, step 3:"):
+        utils.train(model, train_loader, optimizer, *rest)
+
+
+@pytest.mark.parametrize("norm", OUR_NORMS)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_convolutions_are_computed_in_the_run_s_precision_everywhere(precision):
-    run = make_run(precision=precision, batch_size=8, epochs=1)
-    model, train_loader, test_loader, *rest = prepare(run, make_dataset(8))
-    computed = set()
+def test_all_is_computed_in_its_precision_in_channels_last_and_kept_memory(
+    norm, precision, monkeypatch
+):
+    run = make_run("reference", norm, precision=precision, batch_size=8, epochs=1)
+    parts, computed, kept = prepare(run, make_dataset(8)), [], []
+    model, train_loader, test_loader, *rest = parts
+    monkeypatch.setattr(utils, "keep_memory", lambda: kept.append(1))
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(lambda *args: computed.add(args[2].dtype))
-    utils.fit(run, model, train_loader, test_loader, *rest)
-    assert computed == {getattr(torch, precision)}
-    computed.clear()
+            module.register_forward_hook(lambda *args: computed.append(args[2]))
+    for compute in (
+        lambda: utils.fit(run, *parts),
+        lambda: utils.train(model, train_loader, *rest, precision),
+        lambda: utils.predict(model, test_loader, precision),
+    ):
+        compute()
+        assert {x.dtype for x in computed} == {getattr(torch, precision)}
+        assert all(x.is_contiguous(memory_format=torch.channels_last) for x in computed)
+        assert kept
+        computed.clear(), kept.clear()
     assert utils.predict(model, test_loader, precision)[0].dtype == torch.float32
-    assert computed == {getattr(torch, precision)}
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
@@ -409,15 +476,6 @@ def test_the_curves_are_the_history_with_labels_and_units():
     assert axes["acc"].lines[1].get_color() == utils.STYLES["gn"]["color"]
     assert list(axes["lr"].lines[0].get_ydata()) == history["lr"]
     assert utils.post_accuracyplots(history, "Curves", "a norm of one's own").axes
-
-
-def test_the_norms_are_told_apart_in_grey_too():
-    styles = utils.STYLES.values()
-    for key in ("color", "linestyle", "marker"):
-        assert len({style[key] for style in styles}) == len(styles)
-    parts = ((0.3, 1), (0.59, 3), (0.11, 5))  # of red, green and blue
-    greys = [sum(w * int(s["color"][k : k + 2], 16) for w, k in parts) for s in styles]
-    assert np.diff(sorted(greys)).min() > 9  # of 255
 
 
 FIRST = {3: "label: d\npredicted: f (60.0%)", 17: "label: h\npredicted: a (90.0%)"}
