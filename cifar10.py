@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch.utils.data import TensorDataset
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity, download_url, extract_archive
-from torchvision.io import decode_image
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 CIFAR, SAMPLE = "CIFAR-10", "2,500 of CIFAR-10's 60,000 images"  # data set names, as shown
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)  # CIFAR-10's red, green, blue
@@ -126,7 +127,9 @@ def load_sample() -> Data:
     if not check_integrity(SHEET, SHEET_MD5):
         advice = f"restore it from the repository (git checkout {SHEET.name}), or upload it there"
         raise ValueError(f"{SHEET} is missing or damaged: {advice}")
-    tiles = decode_image(str(SHEET)).unfold(1, 32, 32).unfold(2, 32, 32)  # (3, 50, 50, 32, 32)
+    tiles = (
+        pil_to_tensor(Image.open(SHEET)).unfold(1, 32, 32).unfold(2, 32, 32)
+    )  # (3, 50, 50, 32, 32)
     parts = []
     for rows in tiles.permute(1, 2, 0, 3, 4).split((40, 10)):  # (rows, 50, 3, 32, 32)
         images = rows.reshape(10, -1, 3, 32, 32).transpose(0, 1).flatten(0, 1)

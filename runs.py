@@ -81,12 +81,12 @@ class Recipe:
 def _convert(item: Any, value: Any) -> int | float | bool:
     """Return `value` as a plain Python number; ValueError if the field does not allow it."""
     low, high = item.metadata["low"], item.metadata["high"]
-    try:
-        number = item.type(value)
-    except (ArithmeticError, RuntimeError, TypeError, ValueError):
-        number = math.nan
     is_flag = isinstance(value, bool) and item.type is not bool
-    if is_flag or number != value or not low <= number <= high or number == math.inf:
+    try:
+        number = None if is_flag else item.type(value)
+    except (ArithmeticError, RuntimeError, TypeError, ValueError):
+        number = None
+    if number is None or number != value or not low <= number <= high or number == math.inf:
         kind = "a whole number" if item.type is int else "a number"
         limits = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
         raise ValueError(f"{item.name} is {value!r}, but must be {kind} {limits}")
