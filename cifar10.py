@@ -127,11 +127,9 @@ def load_sample() -> Data:
     if not check_integrity(SHEET, SHEET_MD5):
         advice = f"restore it from the repository (git checkout {SHEET.name}), or upload it there"
         raise ValueError(f"{SHEET} is missing or damaged: {advice}")
-    tiles = (
-        pil_to_tensor(Image.open(SHEET)).unfold(1, 32, 32).unfold(2, 32, 32)
-    )  # (3, 50, 50, 32, 32)
+    tiles = pil_to_tensor(Image.open(SHEET)).unfold(1, 32, 32).unfold(2, 32, 32)
     parts = []
-    for rows in tiles.permute(1, 2, 0, 3, 4).split((40, 10)):  # (rows, 50, 3, 32, 32)
+    for rows in tiles.permute(1, 2, 0, 3, 4).split((40, 10)):  # (rows, 50 images, 3, 32, 32)
         images = rows.reshape(10, -1, 3, 32, 32).transpose(0, 1).flatten(0, 1)
         parts.append(TensorDataset(images, torch.arange(len(images)) % 10))
     return Data(CLASSES, *parts)
