@@ -5,9 +5,8 @@ import errno
 import functools
 import json
 import math
-import signal
+import os
 import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from unittest import mock
@@ -81,20 +80,17 @@ def test_a_run_is_known_by_recipe_norm_seed_and_precision():
     assert "2,500 of CIFAR-10's 60,000 images" in make_run("smoke").title
     assert make_run(norm="rms").title.startswith("rms normalization")
     assert utils.LABELS["rms"] == "rms", "a norm of the user's own"
+    assert {type(make_run(seed=seed).seed) for seed in (" 42 ", np.int64(3))} == {int}
 
 
-@pytest.mark.parametrize("wrong", [{"norm": "../bn"}, {"precision": "half"}, {"seed": 2**32}])
+UNNAMED = [{"norm": "../bn"}, {"precision": "half"}]
+UNNAMED += [{"seed": seed} for seed in ("", "1.5", "-1", 1.5, True, 2**32)]
+
+
+@pytest.mark.parametrize("wrong", UNNAMED)
 def test_a_run_that_has_no_name_is_refused(wrong):
     with pytest.raises(ValueError, match="(?i)^(norm|precision|seed) is "):
         make_run(**wrong)
-
-
-def test_a_seed_is_a_whole_number():
-    assert runs.get_seed(" 42 ") == 42
-    assert type(make_run(seed=np.int64(3)).seed) is int
-    for seed in ("", "1.5", "-1", 1.5, True):
-        with pytest.raises(ValueError, match="SEED is"):
-            make_run(seed=seed)
 
 
 def test_the_code_is_known_by_its_commit_whatever_results_are_there(tmp_path, monkeypatch):
@@ -242,30 +238,17 @@ def test_frozen_parameters_need_no_optimizer():
     assert torch.equal(frozen, before)
 
 
-KILLED = """
-import os, signal, sys
-sys.path[:0] = [{root!r}, {tests!r}]
-from test_runs import MUON_RUN, fit
-calls = []
+def test_a_run_cut_off_while_it_writes_goes_on_to_the_same_digits():
+    def cut(descriptor):
+        written.append(descriptor)
+        if len(written) == 2:
+            os.ftruncate(descriptor, 100)
+            raise KeyboardInterrupt
 
-def cut(descriptor):
-    calls.append(descriptor)
-    if len(calls) == 2:  # in the middle of writing the second checkpoint
-        os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-os.fsync = cut
-fit(MUON_RUN)
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
-def test_a_run_killed_while_it_writes_goes_on_to_the_same_digits(capsys):
-    code = KILLED.format(root=str(ROOT), tests=str(ROOT / "tests"))
-    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    written = []
+    with mock.patch("os.fsync", cut), pytest.raises(KeyboardInterrupt):
+        fit(MUON_RUN)
     assert is_same(fit(MUON_RUN), get_whole(MUON_RUN))
-    assert "Going on after epoch 1 " in capsys.readouterr().out
 
 
 def use_one_cycle(training, **options):
@@ -351,20 +334,11 @@ def test_another_loss_in_the_same_kernel_does_not_get_the_first_ones_history():
     check_refused(RUN, training._replace(criterion=loss), "loss", PATH.read_bytes())
 
 
-@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
-@pytest.mark.parametrize(
-    ("make", "options"),
-    [
-        (lr_scheduler.OneCycleLR, {"max_lr": 0.1, "total_steps": 6}),
-        (lr_scheduler.CyclicLR, {"base_lr": 0.1, "max_lr": 1.0, "step_size_up": 2}),
-        (lr_scheduler.CosineAnnealingWarmRestarts, {"T_0": 2}),
-        (lr_scheduler.LambdaLR, {"lr_lambda": lambda step: 1 / (1 + step)}),
-    ],
-)
-def test_a_description_does_not_change_in_training(make, options, optimizer):
-    training, momentum = prepare(RUN), {} if optimizer is torch.optim.Adam else {"momentum": 0.9}
-    own = optimizer(training.model.parameters(), lr=0.1, **momentum)
-    training = with_optimizer(training, own, make, **options)
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, functools.partial(utils.Muon, lr=0.1)])
+def test_a_schedule_that_moves_the_momentum_does_not_change_the_description(optimizer):
+    training = prepare(RUN)
+    own = optimizer(training.model.parameters())
+    training = with_optimizer(training, own, lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=6)
     before = runs.describe_training(training)
     for part in (own, training.scheduler) * 3:
         part.step()
@@ -400,8 +374,6 @@ def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged():
 
 
 class Trap:
-    """A pickle of this runs code when it is loaded."""
-
     def __reduce__(self):
         return (Path.touch, (Path("trapped"),))
 
@@ -412,8 +384,6 @@ def test_code_in_a_checkpoint_is_not_run():
     with pytest.raises(ValueError, match="is damaged"):
         fit()
     assert not Path("trapped").exists()
-    torch.load(PATH, weights_only=False)
-    assert Path("trapped").exists()  # the trap works: loaded without care it does run
 
 
 # --- A run that diverges
@@ -491,20 +461,14 @@ def test_a_result_says_what_ran_and_what_came_out():
     assert not read_all("checkpoints")
     assert set(read_all("runs")) == {path, path.with_suffix(".pt")}
     assert Recipe(**result["recipe"]) == run.recipe
-    assert (result["norm"], result["seed"]) == ("bn", 7)
-    assert (result["parameters"], result["trainable"]) == (48_448, 48_448)
-    assert result["network"] == str(training.model)
-    assert result["optimizer"]["class"] == "Muon"
-    groups = result["optimizer"]["groups"]
-    assert [group["max_lr"] for group in groups] == [pytest.approx(0.03), pytest.approx(0.05)]
-    assert groups[0]["momentum"] == 0.95
-    checksums = result["data"].pop("checksums")
-    assert checksums == [runs.get_checksum(make_dataset(64))] * 2
-    assert result["data"] == {"name": "CIFAR-10", "train_size": 64, "test_size": 64}
-    assert result["history"] == history
-    assert result["clean_train_acc"] == 51.5
-    assert result["test_predictions"] == ("0123456789" * 7)[:64]
-    assert result["environment"] == runs.get_environment(CPU, "float32")
+    environment = runs.get_environment(CPU, "float32")
+    expected = {"norm": "bn", "seed": 7, "environment": environment, "history": history}
+    expected |= {"clean_train_acc": 51.5, "test_predictions": ("0123456789" * 7)[:64]}
+    assert expected.items() <= result.items()
+    assert runs.describe_training(training).items() <= result.items()
+    assert result["trainable"] == 48_448
+    sizes = {"name": "CIFAR-10", "train_size": 64, "test_size": 64}
+    assert result["data"] == sizes | {"checksums": [runs.get_checksum(make_dataset(64))] * 2}
     assert "earlier_environments" not in result
     weights = torch.load(path.with_suffix(".pt"), weights_only=True)
     assert set(weights) > {"layers.C1.norm.running_mean", "layers.C1.norm.running_var"}
@@ -545,14 +509,12 @@ def test_a_smoke_run_writes_nothing():
 
 
 def test_a_field_that_a_result_lacks_was_at_its_default():
-    recipe = runs.get_recipe("onecycle")
-    fields = asdict(recipe)
+    recipe, fields = runs.get_recipe("onecycle"), asdict(runs.get_recipe("onecycle"))
     del fields["groups"]
-    assert runs.is_same_recipe(fields, recipe)
-    assert not runs.is_same_recipe(fields, make_run(groups=8).recipe)
     assert runs.is_same_recipe(fields | {"gone": 0.0}, recipe)
-    assert not runs.is_same_recipe(fields | {"gone": 0.1}, recipe)
-    assert not runs.is_same_recipe(fields | {"lr": 0.1}, recipe)
+    assert not runs.is_same_recipe(fields, make_run(groups=8).recipe)
+    for other in ({"gone": 0.1}, {"lr": 0.1}):
+        assert not runs.is_same_recipe(fields | other, recipe)
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -612,10 +574,7 @@ def test_todays_code_trains_what_the_committed_results_say(recipe, norm):
 
 
 def step(change=lambda model: None, **fields):
-    """Return a model after one step without momentum or decay, its old parameters, the optimizer.
-
-    `change` changes the model before; `fields` are the recipe's.
-    """
+    """Return a model after a step, how each parameter moved, and the optimizer."""
     torch.manual_seed(0)
     model, (images, labels) = Session8Net("bn"), make_dataset(4).tensors
     change(model)
@@ -624,11 +583,7 @@ def step(change=lambda model: None, **fields):
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     F.nll_loss(model(images / 255), labels).backward()
     optimizer.step()
-    return model, before, optimizer
-
-
-def get_moves(model, before):
-    return {name: before[name] - p.detach() for name, p in model.named_parameters()}
+    return model, {n: before[n] - p.detach() for n, p in model.named_parameters()}, optimizer
 
 
 @pytest.mark.parametrize("wrap", [parametrizations.weight_norm, parametrizations.spectral_norm])
@@ -638,10 +593,9 @@ def test_parametrized_kernels_move(wrap, optimizer):
         for module in [module for module in model.modules() if isinstance(module, nn.Conv2d)]:
             wrap(module)
 
-    model, before, made = step(change, optimizer=optimizer, weight_decay=0.01)
+    _, moves, made = step(change, optimizer=optimizer)
     assert [p.ndim for p in made.param_groups[0]["params"]] == [4] * 11
-    assert {len(p) for p in made.param_groups[0]["params"]} == {10, 16, 24, 32, 40}
-    assert all(move.any() for move in get_moves(model, before).values())
+    assert all(move.any() for move in moves.values())
 
 
 def test_a_tied_kernel_moves_once_and_a_frozen_or_unused_one_stays():
@@ -650,7 +604,7 @@ def test_a_tied_kernel_moves_once_and_a_frozen_or_unused_one_stays():
         model.layers.C1.conv.weight.requires_grad_(False)
         model.unused = nn.Conv2d(3, 4, 3)
 
-    moves = get_moves(*step(change)[:2])
+    _, moves, _ = step(change)
     turned = moves["layers.C5.conv.weight"].flatten(1) / 0.03
     assert 0.6 < torch.linalg.matrix_norm(turned, 2) < 1.3, "singular values are near 1"
     assert not moves["layers.C1.conv.weight"].any()
@@ -670,21 +624,18 @@ def test_a_bias_that_is_added_moves_by_sgd():
 
 
 def test_normalized_moves_kernels_by_its_rate_and_the_rest_as_sgd():
-    model, before, _ = step(optimizer="normalized", lr=0.02, affine_lr=0.5)
-    for name, move in get_moves(model, before).items():
+    model, moves, _ = step(optimizer="normalized", lr=0.02, affine_lr=0.5)
+    for name, move in moves.items():
         if move.ndim > 1:
             assert move.square().mean().sqrt().item() == pytest.approx(0.02, rel=1e-3), name
         else:
-            gradient = model.get_parameter(name).grad
-            assert torch.equal(before[name].add(gradient, alpha=-0.5), model.get_parameter(name))
+            assert torch.allclose(move, 0.5 * model.get_parameter(name).grad, atol=1e-6), name
 
 
 def test_adamw_is_the_library_s_and_decays_kernels_alone():
     _, _, optimizer = step(optimizer="adamw", lr=0.01, momentum=0.8, weight_decay=0.3)
     assert type(optimizer) is torch.optim.AdamW
-    kernels, others = optimizer.param_groups
-    assert (kernels["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
-    assert {p.ndim for p in kernels["params"]} == {4}
-    assert {p.ndim for p in others["params"]} == {1}
-    assert kernels["lr"] == others["lr"] == 0.01
-    assert kernels["betas"] == others["betas"] == (0.8, 0.999)
+    shared = {"lr": 0.01, "betas": (0.8, 0.999)}
+    for group, decay, ndim in zip(optimizer.param_groups, (0.3, 0.0), (4, 1), strict=True):
+        assert (shared | {"weight_decay": decay}).items() <= group.items()
+        assert {p.ndim for p in group["params"]} == {ndim}
