@@ -80,17 +80,13 @@ class Recipe:
 
 def _convert(item: Any, value: Any) -> int | float | bool:
     """Return `value` as a plain Python number; ValueError if the field does not allow it."""
-    low, high = item.metadata["low"], item.metadata["high"]
-    is_flag = isinstance(value, bool) and item.type is not bool
-    try:
-        number = None if is_flag else item.type(value)
-    except (ArithmeticError, RuntimeError, TypeError, ValueError):
-        number = None
-    if number is None or number != value or not low <= number <= high or number == math.inf:
-        kind = "a whole number" if item.type is int else "a number"
-        limits = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
-        raise ValueError(f"{item.name} is {value!r}, but must be {kind} {limits}")
-    return number
+    low, high, kind = item.metadata["low"], item.metadata["high"], item.type
+    is_flag = isinstance(value, bool) and kind is not bool
+    with contextlib.suppress(ArithmeticError, RuntimeError, TypeError, ValueError):
+        if low <= (number := kind(value)) <= high and number == value != math.inf and not is_flag:
+            return number
+    limits = f"{kind.__name__}, from {low} to {high}"
+    raise ValueError(f"{item.name} is {value!r}, but must be {limits}")
 
 
 def check_choice(name: str, value: str, known: Iterable[str]) -> None:
