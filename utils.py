@@ -441,7 +441,7 @@ def fit(run: Run, training: Training, folder: str | Path = "checkpoints") -> dic
     say("epoch" + "".join(f"{column:>{max(10, len(column) + 2)}}" for column in COLUMNS))
     for epoch in range(1, run.recipe.epochs + 1):
         if epoch > done:
-            lr, start = optimizer.param_groups[0]["lr"], time.perf_counter()
+            lr, start = float(optimizer.param_groups[0]["lr"]), time.perf_counter()
             size = run.recipe.small_size if epoch <= run.recipe.small_epochs else None
             how = (optimizer, scheduler, criterion, run.precision, size)
             row = [lr, *train(model, train_loader, *how)]
