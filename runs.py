@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import io
 import json
 import math
@@ -12,15 +13,16 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import TensorDataset
 
 from cifar10 import CIFAR, SAMPLE, Data
@@ -38,58 +40,57 @@ def _choice(default: str, *others: str) -> Any:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every hyperparameter of a run, with its limits; the defaults are those of `onecycle`."""
+    """Every hyperparameter of a run with its limits; the defaults are `onecycle`."""
 
     name: str
     data: str = _choice(CIFAR, SAMPLE)
     epochs: int = _number(20, 1)  # as published
     batch_size: int = _number(128, 1)  # images
     optimizer: str = _choice("sgd", "muon", "normalized", "adamw")
-    lr: float = _number(0.05)  # onecycle: the highest
-    affine_lr: float = _number(0.05)  # muon: of the scales and shifts, which SGD trains
+    lr: float = _number(0.05)  # onecycle: the peak
+    affine_lr: float = _number(0.05)  # muon: for the scales and shifts, which SGD trains
     momentum: float = _number(0.9, 0, 1)
     nesterov: bool = _number(True, 0, 1)
-    weight_decay: float = _number(5e-4)  # sgd: all parameters; others: convolutions, decoupled
+    weight_decay: float = _number(5e-4)  # sgd: of all parameters; else of kernels, decoupled
     scheduler: str = _choice("onecycle", "step")
-    warmup: float = _number(0.2, 0, 1)  # onecycle: share of the steps in which the rate rises
-    start_factor: float = _number(0.1, 1e-6, 1)  # onecycle: first learning rate, as a share of `lr`
-    step_epochs: int = _number(6, 1)  # step: epochs between two drops of the learning rate
-    step_factor: float = _number(0.1)  # step: what a drop multiplies it by
+    warmup: float = _number(0.2, 0, 1)  # onecycle: share of the steps that raise the rate
+    start_factor: float = _number(0.1, 1e-6, 1)  # onecycle: initial rate as a share of `lr`
+    step_epochs: int = _number(6, 1)  # step: epochs between drops of the learning rate
+    step_factor: float = _number(0.1)  # step: what each drop multiplies it by
     loss: str = _choice("nll")  # negative log likelihood
     groups: int = _number(4, 1)  # of group normalization
     dropout: float = _number(0.0, 0, 0.99)  # probability
-    crop: int = _number(2, 0, 31)  # most pixels of a random shift; fewer than the image has
-    rotation: float = _number(0.0)  # most degrees of a random turn, either way
-    resize: float = _number(0.0, 0, 0.99)  # most that an image grows or shrinks, as a share
+    crop: int = _number(2, 0, 31)  # largest random shift in pixels, less than a side
+    rotation: float = _number(0.0)  # largest random turn in degrees, either way
+    resize: float = _number(0.0, 0, 0.99)  # largest random change in size, as a share
     flip: float = _number(0.5, 0, 1)  # probability of a horizontal flip
-    small_epochs: int = _number(0)  # first epochs, on smaller images: a step costs less
-    small_size: int = _number(24, 20)  # pixels per side of such an image; C10 needs 20
+    small_epochs: int = _number(0)  # initial epochs on smaller images, whose steps cost less
+    small_size: int = _number(24, 20)  # pixels per side in those epochs; C10 needs 20
 
     def __post_init__(self):
         if not re.fullmatch(r"\w[\w.+-]{,99}", str(self.name), re.ASCII):
-            raise ValueError(f"name is {self.name!r}, but must be fit for the name of a file")
+            raise ValueError(f"name is {self.name!r}, but must be usable as a file name")
         for item in fields(self)[1:]:
             value = getattr(self, item.name)
             if known := item.metadata.get("known"):
                 check_choice(item.name, value, known)
-            else:  # stored as Python's own number, whatever library's it was
+            else:
                 object.__setattr__(self, item.name, _convert(item, value))
 
 
 def _convert(item: Any, value: Any) -> int | float | bool:
-    """Return `value` in the type of the recipe's field; ValueError outside the field's limits."""
-    low, high = item.metadata["low"], item.metadata["high"]
-    number = item.type(value) if math.isfinite(value) else value
-    is_flag = isinstance(value, bool) and item.type is not bool
-    if is_flag or number != value or not low <= number <= high or number == math.inf:
-        kind = "a whole number" if item.type is int else "a number"
-        limits = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
-        raise ValueError(f"{item.name} is {value!r}, but must be {kind} {limits}")
-    return number
+    """Return `value` as a plain Python number; ValueError if the field does not allow it."""
+    low, high, kind = item.metadata["low"], item.metadata["high"], item.type
+    is_flag = isinstance(value, bool) and kind is not bool
+    with contextlib.suppress(ArithmeticError, RuntimeError, TypeError, ValueError):
+        if low <= (number := kind(value)) <= high and number == value != math.inf and not is_flag:
+            return number
+    limits = f"{kind.__name__}, from {low} to {high}"
+    raise ValueError(f"{item.name} is {value!r}, but must be {limits}")
 
 
 def check_choice(name: str, value: str, known: Iterable[str]) -> None:
-    """Raise ValueError, listing the known values, unless `value` is one of them."""
+    """Raise ValueError that lists the known values unless `value` is one of them."""
     if value not in known:
         raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, known))}")
 
@@ -102,7 +103,7 @@ RECIPES = {
         replace(_MUON, name="quick", epochs=4, lr=0.05, small_epochs=2),
         Recipe("onecycle"),
         Recipe(
-            "reference",  # the published experiment's, to the letter
+            "reference",  # the published experiment, to the letter
             lr=0.04,
             nesterov=False,
             weight_decay=0.0,
@@ -117,7 +118,7 @@ RECIPES = {
 
 
 def get_recipe(name: str | Recipe) -> Recipe:
-    """Return the recipe of that name, or the recipe itself."""
+    """Return the recipe with that name; a recipe is returned as it is."""
     if isinstance(name, Recipe):
         return name
     check_choice("RECIPE", str(name).strip(), RECIPES)
@@ -130,7 +131,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 class Labels(dict):
-    """Names for display; a norm of the user's own is shown as it is."""
+    """Display names; a norm that is not listed is shown as it is."""
 
     def __missing__(self, name: str) -> str:
         return name
@@ -141,7 +142,7 @@ LABELS = Labels(bn="Batch", gn="Group", ln="Layer", none="None", he="None, He in
 
 @dataclass(frozen=True)
 class Run:
-    """What identifies a run. `norm` is one of models.NORMS, or "he" for He initialization."""
+    """Identifies a run. `norm` is one of models.NORMS, or "he" for He initialization."""
 
     recipe: Recipe
     norm: str
@@ -150,10 +151,9 @@ class Run:
 
     def __post_init__(self):
         if not re.fullmatch(r"[a-z0-9]+", str(self.norm)):
-            raise ValueError(f"norm is {self.norm!r}, but must be small letters and digits")
+            raise ValueError(f"norm is {self.norm!r}, but must be lowercase letters and digits")
         check_choice("precision", self.precision, PRECISIONS)
-        if get_seed(self.seed) != self.seed:
-            raise ValueError(f"seed is {self.seed!r}, but must be a whole number")
+        object.__setattr__(self, "seed", get_seed(self.seed))
 
     @property
     def name(self) -> str:
@@ -167,17 +167,16 @@ class Run:
         return f"{what} normalization, {how}"
 
     def get_path(self, folder: str | Path, suffix: str) -> Path:
-        """Return the path of this run's file in `folder`, by precision and name."""
+        """Return the path of this run's file with that suffix in `folder`."""
         return Path(folder) / self.precision / f"{self.name}{suffix}"
 
 
 def get_seed(value: str | int) -> int:
-    """Return the seed that `value` is or spells."""
+    """Return the seed that `value` spells; ValueError unless it is from 0 to 2**32 - 1."""
     text = str(value).strip()
-    if not (text.isascii() and text.isdecimal()) or int(text) >= 2**32:  # a CPU takes the remainder
-        raise ValueError(
-            f"SEED is {value!r}, but must be a whole number from 0 to {2**32 - 1}, such as SEED=1"
-        )
+    # PyTorch would truncate 1.5, and on a CPU it takes a seed modulo 2**32.
+    if not re.fullmatch("[0-9]+", text) or int(text) >= 2**32:
+        raise ValueError(f"SEED is {value!r}, but must be a whole number from 0 to {2**32 - 1}")
     return int(text)
 
 
@@ -185,26 +184,26 @@ def get_seed(value: str | int) -> int:
 
 
 class Training(NamedTuple):
-    """What trains: `utils.assemble` makes it as the notebooks do, and `utils.fit` takes it."""
+    """What `utils.fit` trains, and with what; made by `utils.assemble` or in a notebook."""
 
     model: nn.Module
     train_loader: Any  # utils.Loader
     test_loader: Any
     optimizer: torch.optim.Optimizer
     scheduler: LRScheduler
-    criterion: Any  # log-probabilities (N, 10) and labels (N,) to a loss
+    criterion: Any  # maps log-probabilities (N, 10) and labels (N,) to a loss
 
 
 def get_device_name(device: torch.device) -> str:
-    """Return the name of the GPU or of the processor, for the record."""
+    """Return the name of the GPU or the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions have none
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # missing in older versions
     return capabilities.get("cpu_name") or platform.machine()
 
 
 def get_environment(device: torch.device, precision: str) -> dict[str, str | int | bool]:
-    """Return what the digits of a run depend on besides recipe, norm and seed."""
+    """Return what a run's digits depend on besides its recipe, norm and seed."""
     return {
         "torch": str(torch.__version__),
         "device": get_device_name(device),
@@ -214,28 +213,26 @@ def get_environment(device: torch.device, precision: str) -> dict[str, str | int
     }
 
 
-@functools.cache  # the code as it was when it was first asked for
+@functools.cache  # the code as it was on the first call
 def get_code() -> dict[str, str | bool]:
-    """Return the git commit of the code, and whether all but results is as committed, or {}."""
+    """Return the git commit of the code and whether all but results/ is unchanged, or {}."""
     root = Path(__file__).resolve().parent
     if not (root / ".git").exists():
         return {}
-    # Git's variables can name another repository.
+    command = ["git", "-C", str(root), "status", "--porcelain=v2", "--branch"]
+    command += ["--untracked-files=no", "--", ".", ":!results"]
+    # Git's own variables, such as GIT_DIR, may point to another repository.
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-
-    def ask(*what: str) -> str:
-        command = ["git", "-C", str(root), *what]
-        return subprocess.run(command, capture_output=True, check=True, env=env).stdout.decode()
-
     try:
-        changes = ask("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
-        return {"commit": ask("rev-parse", "HEAD").strip(), "clean": not changes.strip()}
-    except (OSError, subprocess.CalledProcessError):
+        done = subprocess.run(command, capture_output=True, check=True, env=env, encoding="utf-8")
+    except (OSError, subprocess.CalledProcessError):  # no git, or a folder that it refuses
         return {}
+    head, *lines = done.stdout.splitlines()  # "# branch.oid COMMIT", other headers, then changes
+    return {"commit": head.split()[-1], "clean": all(line.startswith("#") for line in lines)}
 
 
 def describe_run(run: Run, data: Data) -> dict[str, Any]:
-    """Return what every result records of its run, its data and its environment."""
+    """Return what every result records about its run, data and environment."""
     sizes = {"train_size": len(data.train), "test_size": len(data.test)}
     checksums = [get_checksum(part) for part in (data.train, data.test)]
     return {
@@ -248,70 +245,67 @@ def describe_run(run: Run, data: Data) -> dict[str, Any]:
 
 
 def get_checksum(dataset: TensorDataset) -> int:
-    """Return the CRC-32 of the images and the labels of a data set."""
+    """Return the CRC-32 of a data set's images and labels."""
     arrays = [tensor.contiguous().cpu().numpy() for tensor in dataset.tensors]
     return functools.reduce(lambda crc, array: zlib.crc32(array, crc), arrays, 0)
 
 
 def describe_training(training: Training) -> dict[str, Any]:
-    """Return what trains, as JSON, without weights: it may differ from the recipe.
+    """Return what trains, as plain JSON without the weights; it may differ from the recipe.
 
-    The rate, the position of the schedule and whatever else moves in training are left out, so that
-    two descriptions of one run are equal at any time.
+    Whatever moves in training, such as the rate, is left out: a description never changes.
     """
     model, train_loader, test_loader, optimizer, scheduler, criterion = training
     parameters = list(model.parameters())
-    groups = [{"size": len(g["params"])} | _drop_moving(g) for g in optimizer.param_groups]
+    groups = [{"size": len(g["params"])} | g | {"params": None} for g in optimizer.param_groups]
     settings = {k: v for k, v in getattr(criterion, "__dict__", {}).items() if k[0] != "_"}
     settings |= criterion.state_dict() if isinstance(criterion, nn.Module) else {}
+    with contextlib.suppress(OSError, TypeError):  # its name is all that a function's text says
+        settings["source"] = inspect.getsource(criterion)
+    cycled = {"momentum", "betas"} if getattr(scheduler, "cycle_momentum", False) else set()
     description = {
         "network": str(model),
         "parameters": sum(p.numel() for p in parameters),
         "trainable": sum(p.numel() for p in parameters if p.requires_grad),
         "optimizer": {"class": type(optimizer).__name__, "groups": groups},
-        "scheduler": {"class": type(scheduler).__name__} | _drop_moving(scheduler.state_dict()),
-        "loss": {"class": type(criterion).__name__, "text": str(criterion)}
-        | _drop_moving(settings),
+        "scheduler": {"class": type(scheduler).__name__} | scheduler.state_dict(),
+        "loss": {"class": type(criterion).__name__, "text": str(criterion)} | settings,
         "train_loader": str(train_loader),
         "test_loader": str(test_loader),
     }
-    return _make_plain(description)
+    return _make_plain(description, _MOVING | cycled)
 
 
 _MOVING = {"params", "lr", "last_epoch", "training", "T_cur", "T_i"}
 _MOVING |= {"_step_count", "_last_lr", "_is_initial", "_get_lr_called_within_step"}
 
 
-def _drop_moving(state: Any) -> Any:
-    """Return the state, at all its levels, without the keys that move in training."""
-    if isinstance(state, Mapping):
-        return {k: _drop_moving(v) for k, v in state.items() if k not in _MOVING}
-    return [_drop_moving(part) for part in state] if isinstance(state, list | tuple) else state
+def _make_plain(nest: Any, left_out: Collection[str] = ()) -> Any:
+    """Return the nest as JSON can hold it, at every level without the keys in `left_out`.
 
-
-def _make_plain(nest: Any) -> Any:
-    """Return the nest as what JSON holds: tensors as lists, a nan as null, other objects as text.
-
-    An object's address is left out, since it differs from process to process.
+    Tensors become lists, NaN and infinities null, and other objects text without their address,
+    which differs from process to process.
     """
 
     def spell(part: Any) -> Any:
-        return part.tolist() if hasattr(part, "tolist") else re.sub(r" at 0x\w+", "", str(part))
+        return part.tolist() if hasattr(part, "tolist") else str(part)
 
-    text = json.dumps(nest, default=spell)
-    return json.loads(re.sub(r" at 0x\w+", "", text), parse_constant=lambda _: None)
+    def select(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {name: value for name, value in pairs if name not in left_out}
+
+    text = re.sub(r" at 0x\w+", "", json.dumps(nest, default=spell))
+    return json.loads(text, parse_constant=lambda _: None, object_pairs_hook=select)
 
 
 def make_json(result: Mapping[str, Any]) -> bytes:
-    """Return a result as JSON; a number that JSON does not have, such as nan, becomes null."""
+    """Return a result as JSON; NaN, which JSON does not have, becomes null."""
     return (json.dumps(_make_plain(result), indent=1, allow_nan=False) + "\n").encode()
 
 
 def is_same_recipe(theirs: Mapping[str, Any], recipe: Recipe) -> bool:
-    """Return whether `theirs`, from a result, are the fields of the recipe.
+    """Return whether `theirs`, the fields in a result, describe the recipe.
 
-    A field that is newer than the result had no effect then, as it has none at its default; one
-    that has gone since had none if it was off.
+    A field newer than the result counts as its default, and one dropped since must have been off.
     """
     ours = asdict(recipe)
     gone = {name: value for name, value in theirs.items() if name not in ours and not value}
@@ -319,7 +313,7 @@ def is_same_recipe(theirs: Mapping[str, Any], recipe: Recipe) -> bool:
 
 
 def say(line: str) -> None:
-    """Print a line; from a notebook also to the terminal, where nbconvert shows nothing else."""
+    """Print a line; in a notebook also to the terminal, where nbconvert shows nothing else."""
     print(line, flush=True)
     if type(sys.stdout).__module__.startswith("ipykernel"):
         with contextlib.suppress(AttributeError, OSError, ValueError):  # there may be none
@@ -330,9 +324,9 @@ def say(line: str) -> None:
 
 
 class Checkpoint:
-    """The whole state of a run after its last finished epoch, in one file of `folder`.
+    """The full state of a run after its last finished epoch, in one file of `folder`.
 
-    `environments` lists those in which the run was trained so far, the current one last.
+    `environments` lists those that trained the run so far, the current one last.
     """
 
     def __init__(self, run: Run, training: Training, folder: str | Path):
@@ -340,23 +334,28 @@ class Checkpoint:
         self.parts = {name: getattr(training, name) for name in ("model", "optimizer", "scheduler")}
         self.device = next(training.model.parameters()).device
         self.environments = [get_environment(self.device, run.precision)]
-        # A run of which any of this differs is another run.
         loaders = (training.train_loader, training.test_loader)
         self.identity = asdict(run) | describe_training(training)
+        self.identity["network"] += f", {self.identity.pop('trainable')} trainable parameters"
         self.identity["data"] = [get_checksum(loader.dataset) for loader in loaders]
 
     def save(self, history: Mapping[str, list[float]]) -> None:
-        """Replace the last state, all at once, if every number is finite."""
+        """Replace the saved state atomically; FloatingPointError if a number is not finite."""
         state = {name: part.state_dict() for name, part in self.parts.items()}
         check_finite(**history, weights=state["model"], momentum=state["optimizer"])
         state |= {"identity": self.identity, "history": history}
         state |= {"environments": self.environments, "cpu_rng": torch.get_rng_state()}
         if self.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+        # NumPy's numbers, such as a learning rate, could not be loaded again.
+        state = tree_map(lambda leaf: leaf.item() if isinstance(leaf, np.generic) else leaf, state)
         write_whole({self.path: make_pt(state)})
 
     def load(self) -> dict[str, list[float]]:
-        """Take up the saved state and return its history; {} if there is none."""
+        """Restore the saved state and return its history, or {} if there is none.
+
+        Raises ValueError for a damaged file and for one of another run.
+        """
         if not self.path.exists():
             return {}
         state = self._read()
@@ -367,26 +366,24 @@ class Checkpoint:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         done = len(state["history"]["lr"])
         say(f"Going on after epoch {done} from {self.path}; to start over, delete that file.")
-        now, before = self.environments[-1], state["environments"]
-        if before[-1] != now:
-            names = dict.fromkeys([*before[-1], *now])
-            changes = [(k, before[-1].get(k), now.get(k)) for k in names]
-            told = [f"{k} was {old}, is {new}" for k, old, new in changes if old != new]
-            say(f"The last digits may differ from those of one session: {'; '.join(told)}.")
-        self.environments = before + [now] * (before[-1] != now)
+        (now,), last = self.environments, state["environments"][-1]
+        pairs = {name: (last.get(name), now.get(name)) for name in last | now}
+        self.environments = state["environments"]
+        if told := [f"{name} was {a}, is {b}" for name, (a, b) in pairs.items() if a != b]:
+            say(f"The last digits may differ from an uninterrupted run's: {'; '.join(told)}.")
+            self.environments.append(now)
         return state["history"]
 
     def _read(self) -> dict[str, Any]:
-        """Return the saved state; ValueError if it is damaged or another run's."""
         content, state = io.BytesIO(self.path.read_bytes()), {}
         with contextlib.suppress(Exception):  # a damaged file can raise anything
-            whole = zipfile.ZipFile(content).testzip() is None  # torch.load ignores checksums
-            content.seek(0)
-            state = torch.load(content, map_location="cpu", weights_only=True) if whole else {}
+            if zipfile.ZipFile(content).testzip() is None:  # torch.load ignores checksums
+                content.seek(0)
+                state = torch.load(content, map_location="cpu", weights_only=True)
         if not (theirs := state.get("identity")):
             problem = "is damaged"
         elif other := [name for name in self.identity if theirs.get(name) != self.identity[name]]:
-            problem = f"is of another run: its {', '.join(other).replace('_', ' ')} differs"
+            problem = f"belongs to another run, which differs in: {', '.join(other)}"
         else:
             return state
         raise ValueError(f"{self.path} {problem}. Move or delete it, and run this again.")
@@ -396,28 +393,28 @@ ADVICE = "Try a lower learning rate or a longer warm-up."
 
 
 def check_finite(**kept: Any) -> None:
-    """Raise FloatingPointError that names the first of `kept` with a nan or an infinity in it."""
+    """Raise FloatingPointError, naming the first of `kept` that holds a NaN or an infinity."""
     for name, nest in kept.items():
         numbers = [leaf for leaf in tree_leaves(nest) if isinstance(leaf, float | torch.Tensor)]
         if not all(torch.as_tensor(number).isfinite().all() for number in numbers):
             raise FloatingPointError(
-                f"The run diverged: its {name} is not finite any more. What was kept before is "
+                f"The run diverged: its {name} is not finite any more. What was saved before is "
                 f"unchanged. {ADVICE}"
             )
 
 
 def write_whole(contents: Mapping[Path, bytes]) -> None:
-    """Write a file for each path; when all are on the disk, put each in its place, in that order.
+    """Write one file per path, and move them into place, in order, once all are on the disk.
 
-    Raises OSError if one can't be written. It names those whose old content is kept.
+    Raises OSError that names the files whose old content is kept.
     """
     parts = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in contents}
     left = list(contents)
     try:
-        for path, content in contents.items():
+        for path, part in parts.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            with parts[path].open("wb") as file:
-                file.write(content)
+            with part.open("wb") as file:
+                file.write(contents[path])
                 file.flush()
                 os.fsync(file.fileno())
         for path, part in parts.items():
@@ -429,12 +426,11 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
         raise OSError(error.errno, said) from None
     finally:
         for part in parts.values():
-            with contextlib.suppress(OSError):
-                part.unlink()
+            part.unlink(missing_ok=True)
 
 
 def make_pt(state: Mapping[str, Any]) -> bytes:
     """Return a state as `torch.save` writes it."""
-    buffer = io.BytesIO()  # since on a full disk torch.save raises an error of its own
+    buffer = io.BytesIO()  # on a full disk torch.save would not raise an OSError
     torch.save(state, buffer)
     return buffer.getvalue()

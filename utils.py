@@ -189,7 +189,7 @@ class Loader:
 
     def __repr__(self) -> str:
         order = "shuffled" if self.shuffle else "in order"
-        return f"{len(self.dataset)} images {order}, {self.batch_size} a batch, {self.transforms}"
+        return f"{len(self.dataset)} images {order}, {self.batch_size} per batch, {self.transforms}"
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         size = len(self.dataset)
@@ -205,14 +205,14 @@ class Loader:
 def get_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Return the recipe's optimizer.
 
-    "sgd" moves all parameters alike. The others decay the convolutions' kernels alone; "muon" and
-    "normalized" move whatever else there is by SGD, at `recipe.affine_lr`.
+    "sgd" treats all parameters alike. The others decay only the convolutions' kernels; "muon" and
+    "normalized" move all other parameters by SGD, at `recipe.affine_lr`.
     """
     options = {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
     if recipe.optimizer == "sgd":
         decay = {"weight_decay": recipe.weight_decay}
         return torch.optim.SGD(model.parameters(), lr=recipe.lr, **decay, **options)
-    # A parametrized convolution holds its kernel under another name, and two may share one.
+    # Parametrizations keep the kernel under another name, and two convolutions may share one.
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     every = [p for m in convolutions for p in m.parameters() if p.shape == m.weight.shape]
     kernels = {id(p): p for p in every}
@@ -231,8 +231,8 @@ class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024): SGD with momentum whose every update is made orthogonal.
 
     A parameter (out, ...) moves by a matrix (out, all else) whose singular values are all near 1,
-    so that no direction of it is neglected. Plain SGD moves a parameter of fewer than two
-    dimensions, and a group with `orthogonal=False`.
+    so that no direction is neglected. Parameters of fewer than two dimensions, and groups with
+    `orthogonal=False`, move by plain SGD.
     """
 
     def __init__(self, params, lr=0.02, momentum=0.95, nesterov=True, weight_decay=0.0):
@@ -260,9 +260,8 @@ class Muon(torch.optim.Optimizer):
             weight.add_(update, alpha=-lr)
         else:
             average.lerp_(gradient, 1 - momentum)
-            self._turn(
-                weight, gradient.lerp(average, momentum) if group["nesterov"] else average, lr
-            )
+            update = gradient.lerp(average, momentum) if group["nesterov"] else average
+            self._turn(weight, update, lr)
 
     def _turn(self, weight: nn.Parameter, update: torch.Tensor, lr: float) -> None:
         # The columns in the order of channels_last, in which a convolution's weights lie.
@@ -273,7 +272,7 @@ class Muon(torch.optim.Optimizer):
 
 
 class Normalized(Muon):
-    """Muon without the orthogonality: every update of a kernel is scaled to a mean square of 1."""
+    """Muon whose updates are scaled to a mean square of 1 instead of made orthogonal."""
 
     def _turn(self, weight: nn.Parameter, update: torch.Tensor, lr: float) -> None:
         weight.add_(update / update.square().mean().sqrt().clamp(min=1e-12), alpha=-lr)
@@ -461,7 +460,7 @@ def fit(run: Run, training: Training, folder: str | Path = "checkpoints") -> dic
     say("epoch" + "".join(f"{column:>{max(10, len(column) + 2)}}" for column in COLUMNS))
     for epoch in range(1, run.recipe.epochs + 1):
         if epoch > done:
-            lr, start = optimizer.param_groups[0]["lr"], time.perf_counter()
+            lr, start = float(optimizer.param_groups[0]["lr"]), time.perf_counter()
             size = run.recipe.small_size if epoch <= run.recipe.small_epochs else None
             how = (optimizer, scheduler, criterion, run.precision, size)
             row = [lr, *train(model, train_loader, *how)]
@@ -476,7 +475,7 @@ def fit(run: Run, training: Training, folder: str | Path = "checkpoints") -> dic
 
 
 def _check_parts(training: Training) -> None:
-    """Raise ValueError if the optimizer or the scheduler is not that of the model."""
+    """Raise ValueError unless the optimizer trains the model and the scheduler the optimizer."""
     model, _, _, optimizer, scheduler, _ = training
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     wanted = {name: id(p) for name, p in model.named_parameters() if p.requires_grad}
@@ -487,7 +486,7 @@ def _check_parts(training: Training) -> None:
             "be trained has requires_grad=False."
         )
     if getattr(scheduler, "optimizer", optimizer) is not optimizer:
-        raise ValueError("The scheduler is of another optimizer. Run the cell that makes it again.")
+        raise ValueError("The scheduler is another optimizer's. Run the cell again that makes it.")
 
 
 def format_epoch(history: Mapping[str, Sequence[float]], epoch: int, epochs: int) -> str:
@@ -509,9 +508,12 @@ def save_result(
     the log-probabilities (N, 10) of the test set. A run on the sample writes nothing. The
     checkpoint goes when the result is on the disk.
     """
-    path, trained = run.get_path(folder, ".json"), _trained.get(training.model)
+    trained = _trained.get(training.model)
+    run = trained.how[0] if trained else run  # the notebook's may have been changed since
+    path = run.get_path(folder, ".json")
     if run.recipe.data == CIFAR:
-        result = runs.describe_run(run, data)
+        used = Data(data.classes, training.train_loader.dataset, training.test_loader.dataset)
+        result = runs.describe_run(run, used)
         if trained and len(trained.environments) > 1:
             result["earlier_environments"] = trained.environments[:-1]
         result |= get_outcome(training, history, clean_train_acc, prediction)

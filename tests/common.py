@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 import cifar10
+import runs
 import utils
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,11 +83,11 @@ def make_dataset(n=70):
 
 def make_run(recipe="onecycle", norm="bn", seed=1, precision="float32", **changes):
     """Return a run of that recipe with some of its fields changed."""
-    recipe = dataclasses.replace(utils.get_recipe(recipe), **changes)
-    return utils.Run(recipe, norm, seed, precision)
+    recipe = dataclasses.replace(runs.get_recipe(recipe), **changes)
+    return runs.Run(recipe, norm, seed, precision)
 
 
 def prepare(run, dataset=None, test_dataset=None):
-    """Return all that `utils.fit` takes behind the run."""
+    """Return what trains the run, on drawn images unless others are given."""
     dataset = dataset or make_dataset()
     return utils.assemble(run, cifar10.Data(tuple("abcdefghij"), dataset, test_dataset or dataset))

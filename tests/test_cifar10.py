@@ -18,7 +18,8 @@ from torchvision.datasets import CIFAR10
 
 import cifar10
 import utils
-from common import CPU, draw_images
+from common import CPU, OUR_NORMS, draw_images, make_run
+from runs import get_recipe
 
 ARCHIVE, FOLDER = CIFAR10.filename, CIFAR10.base_folder
 
@@ -87,7 +88,6 @@ def test_tensors_are_what_torchvision_reads(place, request):
         assert torch.equal(part.tensors[0], torch.from_numpy(theirs.data).permute(0, 3, 1, 2))
         assert torch.equal(part.tensors[1], torch.tensor(theirs.targets))
     assert data.classes == tuple(theirs.classes)
-    assert not data.stand_in
     if place == "cifar10_root":
         pixels = [channel.float() / 255 for channel in data.train.tensors[0].unbind(1)]
         assert [p.mean().item() for p in pixels] == pytest.approx(cifar10.MEAN, abs=1e-4)
@@ -114,7 +114,7 @@ def test_bad_mirror_is_passed_over_for_the_next(way, tmp_path, mirrors, monkeypa
 def test_failed_download_says_what_to_do(tmp_path, mirrors, monkeypatch):
     monkeypatch.setattr(cifar10, "MIRRORS", [mirrors["missing"], mirrors["other"]])
     with pytest.raises(ConnectionError) as error:
-        utils.get_data(utils.get_recipe("onecycle"), None, CPU)
+        utils.get_data(get_recipe("onecycle"), None, CPU)
     advice = (f"Put {ARCHIVE} into {tmp_path / 'data'}", "CIFAR10_ROOT", "RECIPE=smoke")
     assert all(words in str(error.value) for words in (*cifar10.MIRRORS, *advice))
     assert os.listdir("data") == []
@@ -152,15 +152,46 @@ def test_full_disk_is_said_at_once(function, tmp_path, mirrors, monkeypatch):
     assert os.listdir("data") == []
 
 
-def test_stand_in_says_so_and_moves_to_a_device_whole():
-    recipe = utils.get_recipe("smoke")
-    data, again = (utils.get_data(recipe, "nowhere", CPU) for _ in range(2))
+# --- The sample
+
+
+def test_sample_alternates_its_classes_and_moves_to_a_device_whole():
+    data = cifar10.load_sample()
     moved = data.to(torch.device("meta"))
-    assert "NOT CIFAR-10" in recipe.data
-    assert data.stand_in
-    assert (moved.stand_in, moved.classes) == (True, data.classes)
-    for name in ("train", "test"):
+    assert moved.classes == data.classes
+    for name, size in (("train", 200), ("test", 50)):
         images, labels = getattr(data, name).tensors
-        assert labels.bincount().tolist() == [len(images) // 10] * 10
-        assert torch.equal(images, getattr(again, name).tensors[0])
+        assert (images.shape, images.dtype) == ((10 * size, 3, 32, 32), torch.uint8)
+        assert labels.tolist() == [*range(10)] * size
+        assert len(images.unique(dim=0)) == 10 * size
         assert {tensor.device.type for tensor in getattr(moved, name).tensors} == {"meta"}
+
+
+@pytest.mark.cifar10
+def test_sample_is_the_first_images_of_each_class(cifar10_root):
+    sample, whole = cifar10.load_sample(), cifar10.load_cifar10(cifar10_root)
+    assert sample.classes == whole.classes
+    for part, original in ((sample.train, whole.train), (sample.test, whole.test)):
+        (images, labels), (theirs, classes) = part.tensors, original.tensors
+        for k in range(10):
+            ours = images[labels == k]
+            assert torch.equal(ours, theirs[classes == k][: len(ours)])
+
+
+@pytest.mark.parametrize("way", ["missing", "cut", "other"])
+def test_bad_sample_is_named_with_its_remedy(way, tmp_path, monkeypatch):
+    content, path = cifar10.SHEET.read_bytes(), tmp_path / "sample.png"
+    if way != "missing":
+        path.write_bytes(content[:-1000] if way == "cut" else content[:-1000] + bytes(1000))
+    monkeypatch.setattr(cifar10, "SHEET", path)
+    with pytest.raises(ValueError, match=f"{path} is missing or damaged: restore it .*sample.png"):
+        utils.get_data(get_recipe("smoke"), "nowhere", CPU)
+
+
+@pytest.mark.parametrize("norm", OUR_NORMS)
+def test_smoke_run_learns_the_sample(norm):
+    run = make_run("smoke", norm)
+    data = utils.get_data(run.recipe, "nowhere", CPU)
+    history = utils.fit(run, utils.assemble(run, data))
+    assert history["test_acc"][-1] >= 25  # chance is 10, and the lowest of many seeds near 40
+    assert f", {len(data.train) + len(data.test):,} of CIFAR-10's 60,000 images" in run.title

@@ -1,24 +1,30 @@
-"""A run: its recipe, what it is known by, its checkpoint and its result. Nothing is lost."""
+"""A run: its recipe, what identifies it, its checkpoint and its result. Nothing is lost."""
 
+import copy
 import errno
 import functools
 import json
 import math
-import signal
+import os
 import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+from torch.optim import lr_scheduler
+from torch.utils.data import TensorDataset
 
 import cifar10
 import runs
 import utils
 from common import CPU, MUON, ROOT, make_dataset, make_run, prepare
+from models import Session8Net
 from runs import Recipe
 
 SMALL = {"batch_size": 32, "epochs": 3, "dropout": 0.1}  # on 64 images, 3 epochs of 2 steps
@@ -42,14 +48,25 @@ def test_an_unknown_recipe_is_refused_and_the_known_ones_named():
         runs.get_recipe("One")
 
 
-WRONG = [{"name": "../x"}, {"optimizer": "adam"}, {"lr": math.nan}, {"crop": 32}, {"dropout": 1}]
+WRONG = [("name", "../x"), ("optimizer", "adam"), ("groups", 0), ("small_size", 19), ("dropout", 1)]
+WRONG += [("batch_size", value) for value in (0, 2.5, True)]
+WRONG += [("epochs", value) for value in (0, 2.5, True)]
+WRONG += [("crop", 1.5), ("crop", 32), ("step_epochs", 2.5), ("start_factor", 0)]
+WRONG += [("lr", value) for value in (math.nan, math.inf, -1, "0.1", None, np.ones(2))]
 
 
-@pytest.mark.parametrize("wrong", [*WRONG, {"groups": 0}, {"small_size": 19}], ids=repr)
-def test_a_recipe_that_would_train_something_else_is_refused(wrong):
-    ((name, value),) = wrong.items()
-    with pytest.raises(ValueError, match=f"^{name} is {value!r}"):
-        Recipe(**{"name": "x"} | wrong)
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_a_recipe_that_cannot_be_trained_is_refused(name, value):
+    with pytest.raises(ValueError, match=rf"^{name} is .*, but must be "):
+        Recipe(**{"name": "x"} | {name: value})
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64, torch.tensor, float])
+def test_a_recipe_holds_plain_numbers(kind):
+    recipe = Recipe("x", lr=kind(2), epochs=kind(3), nesterov=kind(1))
+    assert recipe == Recipe("x", lr=2.0, epochs=3)
+    assert {type(value) for value in asdict(recipe).values()} == {str, int, float, bool}
+    assert Recipe(**json.loads(json.dumps(asdict(recipe)))) == recipe
 
 
 # --- Identity
@@ -60,25 +77,23 @@ def test_a_run_is_known_by_recipe_norm_seed_and_precision():
     paths = {make_run(**change).get_path("runs", ".pt").as_posix() for change in changes}
     assert len(paths) == 5
     assert {"runs/float32/onecycle-bn-seed1.pt", "runs/bfloat16/onecycle-bn-seed1.pt"} <= paths
-    assert "NOT CIFAR-10" in make_run("smoke").title
+    assert "2,500 of CIFAR-10's 60,000 images" in make_run("smoke").title
     assert make_run(norm="rms").title.startswith("rms normalization")
     assert utils.LABELS["rms"] == "rms", "a norm of the user's own"
+    assert {type(make_run(seed=seed).seed) for seed in (" 42 ", np.int64(3))} == {int}
 
 
-@pytest.mark.parametrize("wrong", [{"norm": "../bn"}, {"precision": "half"}, {"seed": 2**32}])
+UNNAMED = [{"norm": "../bn"}, {"precision": "half"}]
+UNNAMED += [{"seed": seed} for seed in ("", "1.5", "-1", 1.5, True, 2**32)]
+
+
+@pytest.mark.parametrize("wrong", UNNAMED)
 def test_a_run_that_has_no_name_is_refused(wrong):
     with pytest.raises(ValueError, match="(?i)^(norm|precision|seed) is "):
         make_run(**wrong)
 
 
-def test_a_seed_is_a_whole_number():
-    assert runs.get_seed(" 42 ") == 42
-    for text in ("", "1.5", "-1"):
-        with pytest.raises(ValueError, match="SEED is"):
-            runs.get_seed(text)
-
-
-def test_a_commit_is_clean_whatever_results_are_there(tmp_path, monkeypatch):
+def test_the_code_is_known_by_its_commit_whatever_results_are_there(tmp_path, monkeypatch):
     def git(*what):
         command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
         return subprocess.run([*command, *what], check=True, capture_output=True, text=True).stdout
@@ -94,34 +109,40 @@ def test_a_commit_is_clean_whatever_results_are_there(tmp_path, monkeypatch):
     Path("results/old.json").unlink()
     Path("results/new.json").touch()
     clean = {"commit": git("rev-parse", "HEAD").strip(), "clean": True}
-    assert clean.items() <= runs.get_environment(CPU, "float32").items()
+    git("init", "--quiet", "other")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
+    where = {"torch": torch.__version__, "threads": torch.get_num_threads(), "precision": "float32"}
+    assert (clean | where).items() <= runs.get_environment(CPU, "float32").items()
     Path("runs.py").write_text("2", encoding="utf-8")
     assert runs.get_code() == clean | {"clean": False}
+    Path(".git/HEAD").write_text("damaged", encoding="utf-8")
+    assert runs.get_code() == {}, "git refuses the folder"
 
 
 # --- Checkpoint
 
 
-def fit(run=RUN, folder="checkpoints", parts=None):
+def fit(run=RUN, training=None, folder="checkpoints"):
     """Return the history, without its times, and the weights of the run."""
-    parts = parts or prepare(run, make_dataset(64))
-    history = utils.fit(run, *parts, folder=folder)
-    return {k: v for k, v in history.items() if k != "seconds"}, parts[0].state_dict()
+    training = training or prepare(run, make_dataset(64))
+    history = utils.fit(run, training, folder)
+    return {k: v for k, v in history.items() if k != "seconds"}, training.model.state_dict()
 
 
 @functools.cache
 def get_whole(run=RUN):
     """Return the same of a run that was never interrupted."""
-    return fit(run, "whole")
+    return fit(run, folder="whole")
 
 
 def is_same(one, other):
     return one[0] == other[0] and all(torch.equal(one[1][k], other[1][k]) for k in one[1])
 
 
-def interrupt(epoch, run=RUN):
+def interrupt(epoch, run=RUN, training=None):
     """Run into that epoch, as a user who interrupts the cell, and return what was trained."""
-    train, calls, parts = utils.train, [], prepare(run, make_dataset(64))
+    train, calls = utils.train, []
+    training = training or prepare(run, make_dataset(64))
 
     def stop(*args):
         trained = train(*args)
@@ -131,8 +152,15 @@ def interrupt(epoch, run=RUN):
         return trained
 
     with mock.patch.object(utils, "train", stop), pytest.raises(KeyboardInterrupt):
-        utils.fit(run, *parts)
-    return parts
+        utils.fit(run, training)
+    return training
+
+
+@functools.cache
+def get_checkpoint():
+    """Return the content of the checkpoint that RUN leaves after its first epoch."""
+    interrupt(2)
+    return PATH.read_bytes()
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["the notebook", "the cell alone"])
@@ -141,84 +169,195 @@ def interrupt(epoch, run=RUN):
 )
 def test_an_interrupted_run_goes_on_to_the_same_digits(recipe, norm, again, capsys):
     run = make_run(recipe, norm, **SMALL)
-    parts = interrupt(3, run)
+    training = interrupt(3, run)
     torch.rand(5)  # the generator's state is not that of the run any more
     capsys.readouterr()
-    assert is_same(fit(run, parts=parts if again else None), get_whole(run))
+    assert is_same(fit(run, training if again else None), get_whole(run))
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith(f"Going on after epoch 2 from {run.get_path('checkpoints', '.pt')}")
-    assert [line.split()[0] for line in said[2:5]] == ["1", "2", "3"]
+    assert [line.split()[0] for line in said[1:5]] == ["epoch", "1", "2", "3"]
+
+
+def test_a_run_goes_on_elsewhere_and_lists_where_it_was(monkeypatch, capsys):
+    old = {"torch": "2.9", "device": "a CPU", "threads": 1, "commit": "a", "clean": True}
+    new = old | {"torch": "9.9", "threads": 64, "commit": "b", "clean": False}
+    monkeypatch.setattr(runs, "get_environment", lambda *_: old)
+    interrupt(3)
+    monkeypatch.setattr(runs, "get_environment", lambda *_: new)
+    training = prepare(RUN, make_dataset(64))
+    capsys.readouterr()
+    assert is_same(fit(training=training), get_whole())
+    (told,) = [line for line in capsys.readouterr().out.splitlines() if " was " in line]
+    changes = "torch was 2.9, is 9.9; threads was 1, is 64; commit was a, is b; clean was True, is "
+    assert told.endswith(f": {changes}False.")
+    result = save_result(training)
+    assert result["environment"] == new
+    assert result["earlier_environments"] == [old]
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["from block 6", "the cell alone"])
 def test_a_model_that_has_moved_is_not_trained_as_a_new_one(again):
-    model, train_loader, test_loader, optimizer, scheduler, loss = interrupt(1)
+    training = interrupt(1)
     if not again:
-        optimizer = utils.get_optimizer(model, RUN.recipe)
-        scheduler = utils.get_scheduler(optimizer, RUN.recipe, len(train_loader))
+        training = with_optimizer(training, utils.get_optimizer(training.model, RUN.recipe))
     with pytest.raises(RuntimeError, match="trained already.* block 5"):
-        utils.fit(RUN, model, train_loader, test_loader, optimizer, scheduler, loss)
+        utils.fit(RUN, training)
 
 
-KILLED = """
-import os, signal, sys
-sys.path[:0] = [{root!r}, {tests!r}]
-from test_runs import MUON_RUN, fit
-calls = []
-
-def cut(descriptor):
-    calls.append(descriptor)
-    if len(calls) == 2:  # in the middle of writing the second checkpoint
-        os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-os.fsync = cut
-fit(MUON_RUN)
-"""
+def with_optimizer(training, optimizer, make=None, **options):
+    """Return the training with that optimizer and a scheduler for it."""
+    make = make or functools.partial(utils.get_scheduler, recipe=RUN.recipe, steps_per_epoch=2)
+    return training._replace(optimizer=optimizer, scheduler=make(optimizer, **options))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
-def test_a_run_killed_while_it_writes_goes_on_to_the_same_digits(capsys):
-    code = KILLED.format(root=str(ROOT), tests=str(ROOT / "tests"))
-    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+def test_the_cells_run_again_after_the_result_show_the_same(capsys):
+    training = prepare(RUN, make_dataset(64))
+    history = copy.deepcopy(utils.fit(RUN, training, "mine"))
+    first = capsys.readouterr().out
+    save_result(training, history=history)
+    assert not read_all("mine"), "the checkpoint goes from the folder that fit was given"
+    assert utils.fit(RUN, training, "mine") == history
+    assert capsys.readouterr().out == first
+    save_result(training, history=history)
+
+
+def test_parts_that_do_not_belong_together_are_refused_before_the_first_epoch(monkeypatch):
+    monkeypatch.setattr(utils, "train", mock.Mock(side_effect=AssertionError))
+    one, other = (prepare(RUN, make_dataset(64)) for _ in range(2))
+    with pytest.raises(ValueError, match="optimizer lacks 27 of the model's 27 parameters.*C1"):
+        utils.fit(RUN, one._replace(optimizer=other.optimizer, scheduler=other.scheduler))
+    with pytest.raises(ValueError, match="scheduler is another optimizer's"):
+        utils.fit(RUN, one._replace(scheduler=other.scheduler))
+
+
+def test_frozen_parameters_need_no_optimizer():
+    training = prepare(RUN, make_dataset(64))
+    frozen = training.model.layers.C1.requires_grad_(False).conv.weight
+    rest = [p for p in training.model.parameters() if p.requires_grad]
+    before = frozen.clone()
+    fit(training=with_optimizer(training, torch.optim.SGD(rest, lr=0.1)))
+    assert torch.equal(frozen, before)
+
+
+def test_a_run_cut_off_while_it_writes_goes_on_to_the_same_digits():
+    def cut(descriptor):
+        written.append(descriptor)
+        if len(written) == 2:
+            os.ftruncate(descriptor, 100)
+            raise KeyboardInterrupt
+
+    written = []
+    with mock.patch("os.fsync", cut), pytest.raises(KeyboardInterrupt):
+        fit(MUON_RUN)
     assert is_same(fit(MUON_RUN), get_whole(MUON_RUN))
-    assert "Going on after epoch 1 " in capsys.readouterr().out
 
 
-CHANGES = [  # what a user may change in a cell, in place, and how a message calls it
-    ("network", lambda parts: setattr(parts[0].layers.C5.norm, "eps", 0.1)),
-    ("train_loader", lambda parts: parts[1].transforms.transforms.pop(1)),
-    ("train_loader", lambda parts: setattr(parts[1], "batch_size", 16)),
-    ("optimizer", lambda parts: parts[3].param_groups[0].update(momentum=0.8)),
-    ("scheduler", lambda parts: setattr(parts[4], "total_steps", 99)),
-    ("loss", lambda parts: setattr(parts[5], "reduction", "sum")),
+def use_one_cycle(training, **options):
+    """Return the training with RUN's own schedule but for the options."""
+    optimizer = utils.get_optimizer(training.model, RUN.recipe)
+    own = {"max_lr": [0.05], "total_steps": 6, "pct_start": 0.2, "div_factor": 10}
+    own |= {"anneal_strategy": "linear", "cycle_momentum": False}
+    return with_optimizer(training, optimizer, lr_scheduler.OneCycleLR, **own | options)
+
+
+def use_cosine(training):
+    optimizer = torch.optim.Adam(training.model.parameters(), lr=0.01)
+    return with_optimizer(training, optimizer, lr_scheduler.CosineAnnealingLR, T_max=6)
+
+
+def drop_images(training):
+    few, loader = TensorDataset(*training.train_loader.dataset[:60]), training.train_loader
+    return training._replace(train_loader=utils.Loader(few, loader.transforms, 32, shuffle=True))
+
+
+WEIGHTS = torch.arange(10.0)
+MOMENTUM, RATE = (("optimizer", "groups", 0, name) for name in ("momentum", "max_lr"))
+CHANGES = [  # what a user may change, how a message calls it, and what a result says of it
+    ("network", lambda t: t.model.layers.C1.requires_grad_(False), ("trainable",), 47_984),
+    ("network", lambda t: t._replace(model=torch.compile(t.model)), ("parameters",), 48_448),
+    ("network", lambda t: setattr(t.model.layers.C5.norm, "eps", 0.1), ("norm",), "bn"),
+    ("train_loader", lambda t: setattr(t.train_loader, "batch_size", 16), ("seed",), 1),
+    ("data", lambda t: t.train_loader.dataset.tensors[1].fill_(1), ("data", "test_size"), 64),
+    ("data", drop_images, ("data", "train_size"), 60),
+    ("optimizer", lambda t: t.optimizer.param_groups[0].update(momentum=0.8), MOMENTUM, 0.8),
+    ("optimizer", use_cosine, ("scheduler", "T_max"), 6),
+    ("scheduler", lambda t: use_one_cycle(t, pct_start=0.6), RATE, 0.05),
+    ("scheduler", lambda t: use_one_cycle(t, anneal_strategy="cos"), RATE, 0.05),
+    ("loss", lambda t: setattr(t.criterion, "reduction", "sum"), ("loss", "reduction"), "sum"),
+    ("loss", lambda t: t._replace(criterion=nn.NLLLoss(WEIGHTS)), ("loss", "weight"), [*range(10)]),
 ]
-changes = pytest.mark.parametrize(("name", "change"), CHANGES)
 
 
-@changes
+def make_changed(change):
+    """Return what trains RUN after the change, which is made in place or returned."""
+    training = prepare(RUN, make_dataset(64))
+    changed = change(training)
+    return changed if isinstance(changed, runs.Training) else training
+
+
+@pytest.mark.parametrize(("name", "change"), [row[:2] for row in CHANGES])
 def test_a_checkpoint_of_other_parts_is_refused_and_kept(name, change):
-    interrupt(2)
-    content, parts = PATH.read_bytes(), prepare(RUN, make_dataset(64))
-    change(parts)
-    with pytest.raises(ValueError, match=f"{PATH} was made with another {name}"):
-        fit(parts=parts)
-    assert PATH.read_bytes() == content
+    check_refused(RUN, make_changed(change), name, get_checkpoint())
 
 
-def test_a_checkpoint_of_another_recipe_or_environment_is_refused(monkeypatch):
-    interrupt(2)
-    with pytest.raises(ValueError, match="another recipe"):
-        fit(make_run(**SMALL, small_epochs=1))
-    monkeypatch.setattr(runs, "get_code", lambda: {"commit": "another"})
-    with pytest.raises(ValueError, match="another environment"):
-        fit()
+def check_refused(run, training, name, content):
+    path = run.get_path("checkpoints", ".pt")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{path} belongs to another run.*: .*\b{name}\b"):
+        fit(run, training)
+    assert path.read_bytes() == content
+
+
+OTHER = {"recipe": {"rotation": 5}, "norm": {"norm": "gn"}, "seed": {"seed": 2}}
+
+
+@pytest.mark.parametrize("name", [*OTHER, "precision"])
+def test_a_checkpoint_of_another_run_is_refused_even_under_its_name(name):
+    changes = OTHER.get(name, {"precision": "bfloat16"})
+    check_refused(make_run(**SMALL, **changes), None, name, get_checkpoint())
+
+
+def test_another_loss_in_the_same_kernel_does_not_get_the_first_ones_history():
+    def loss(prediction, labels):
+        return F.nll_loss(prediction, labels)
+
+    first, training = loss, prepare(RUN, make_dataset(64))
+    fit(training=training._replace(criterion=first))
+
+    def loss(prediction, labels):
+        return F.nll_loss(prediction, labels, weight=WEIGHTS)
+
+    training = prepare(RUN, make_dataset(64))
+    check_refused(RUN, training._replace(criterion=loss), "loss", PATH.read_bytes())
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, functools.partial(utils.Muon, lr=0.1)])
+def test_a_schedule_that_moves_the_momentum_does_not_change_the_description(optimizer):
+    training = prepare(RUN)
+    own = optimizer(training.model.parameters())
+    training = with_optimizer(training, own, lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=6)
+    before = runs.describe_training(training)
+    for part in (own, training.scheduler) * 3:
+        part.step()
+    assert runs.describe_training(training) == before
+
+
+@pytest.mark.parametrize("kind", [np.float64, torch.tensor])
+def test_a_rate_of_another_library_goes_on(kind):
+    def use():
+        training = prepare(RUN, make_dataset(64))
+        own = torch.optim.SGD(training.model.parameters(), lr=kind(0.1))
+        return with_optimizer(training, own, lr_scheduler.StepLR, step_size=3)
+
+    interrupt(3, training=use())
+    history, _ = fit(training=use())
+    assert history["lr"] == pytest.approx([0.1, 0.1, 0.01])
 
 
 def test_a_damaged_checkpoint_is_named_and_kept():
-    interrupt(2)
-    good = PATH.read_bytes()
+    good = get_checkpoint()
+    PATH.parent.mkdir(parents=True, exist_ok=True)
     start, end = good[: len(good) // 2], good[len(good) // 2 :]
     for bad in (b"", start, start + bytes([end[0] ^ 255]) + end[1:]):
         PATH.write_bytes(bad)
@@ -227,9 +366,14 @@ def test_a_damaged_checkpoint_is_named_and_kept():
         assert PATH.read_bytes() == bad
 
 
-class Trap:
-    """A pickle of this runs code when it is loaded."""
+def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged():
+    PATH.mkdir(parents=True)
+    with pytest.raises(OSError, match="onecycle-bn-seed1.pt"):  # noqa: PT011
+        fit()
+    assert PATH.is_dir()
 
+
+class Trap:
     def __reduce__(self):
         return (Path.touch, (Path("trapped"),))
 
@@ -240,14 +384,6 @@ def test_code_in_a_checkpoint_is_not_run():
     with pytest.raises(ValueError, match="is damaged"):
         fit()
     assert not Path("trapped").exists()
-    torch.load(PATH, weights_only=False)
-    assert Path("trapped").exists()  # the trap works: loaded without care it does run
-
-
-def test_a_smoke_run_learns_its_data():
-    run = make_run("smoke")
-    history = utils.fit(run, *utils.assemble(run, utils.get_data(run.recipe, "nowhere", CPU)))
-    assert history["test_acc"][-1] > 60  # chance is 10
 
 
 # --- A run that diverges
@@ -257,7 +393,7 @@ def test_a_smoke_run_learns_its_data():
 def test_a_huge_rate_ends_in_an_error_and_is_kept_nowhere(rate):
     run = make_run(epochs=1, batch_size=10, **rate)
     with pytest.raises(FloatingPointError, match="diverged.*lower learning rate"):
-        utils.fit(run, *prepare(run, make_dataset(100)))
+        utils.fit(run, prepare(run, make_dataset(100)))
     assert not PATH.exists()
 
 
@@ -278,16 +414,16 @@ def break_momentum(model, optimizer):
     ],
 )
 def test_an_epoch_that_is_not_finite_leaves_the_last_checkpoint(breaking, step, named):
-    parts, steps = prepare(RUN, make_dataset(64)), []
+    training, steps = prepare(RUN, make_dataset(64)), []
 
     def explode(optimizer, *_):
         steps.append(1)
         if len(steps) == step:
-            breaking(parts[0], optimizer)
+            breaking(training.model, optimizer)
 
-    parts[3].register_step_post_hook(explode)
+    training.optimizer.register_step_post_hook(explode)
     with pytest.raises(FloatingPointError, match=f"{named}.* not finite"):
-        utils.fit(RUN, *parts)
+        utils.fit(RUN, training)
     saved = torch.load(PATH, weights_only=True)
     assert len(saved["history"]["lr"]) == 1
     runs.check_finite(saved=saved)
@@ -296,17 +432,20 @@ def test_an_epoch_that_is_not_finite_leaves_the_last_checkpoint(breaking, step, 
 
 # --- Result
 
-HISTORY = {column: [10.0] * 20 for column in utils.COLUMNS}
+HISTORY = {column: [10.0] * 3 for column in utils.COLUMNS}
 
 
-def save_result(change=lambda parts: 0, history=HISTORY, clean=51.5, prediction=None, **run):
-    """Save the result of a run that never ran, and return what was said."""
-    run, dataset = make_run(**run), make_dataset(20)
-    data = cifar10.Data(tuple("abcdefghij"), dataset, dataset, stand_in=run.recipe.name == "smoke")
-    prediction = F.one_hot(dataset.tensors[1], 10).float() if prediction is None else prediction
-    parts = utils.assemble(run, data)
-    change(parts)
-    return utils.save_result(run, data, parts, history, clean, prediction)
+def save_result(training=None, history=HISTORY, clean=51.5, run=RUN):
+    """Save a result into runs/ and return it as it was written."""
+    training = training or prepare(run, make_dataset(64))
+    dataset = training.test_loader.dataset
+    data = cifar10.Data(tuple("abcdefghij"), training.train_loader.dataset, dataset)
+    prediction = F.one_hot(dataset.tensors[1], 10).float()
+    said = utils.save_result(run, data, training, history, clean, prediction)
+    path = run.get_path("runs", ".json")
+    assert said == f"Written: {path.as_posix()} and {path.stem}.pt, the weights."
+    text = path.read_text(encoding="utf-8")
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
 def read_all(folder):
@@ -314,61 +453,68 @@ def read_all(folder):
 
 
 def test_a_result_says_what_ran_and_what_came_out():
-    run, dataset = make_run("muon", "gn", 7, batch_size=32, epochs=2), make_dataset(64)
-    data = cifar10.Data(tuple("abcdefghij"), dataset, dataset)
-    parts = utils.assemble(run, data)
-    history = utils.fit(run, *parts)
-    path = Path("runs/float32/muon-gn-seed7.json")
-    prediction = F.one_hot(dataset.tensors[1], 10).float()
-    assert path.as_posix() in utils.save_result(run, data, parts, history, 51.5, prediction)
+    run = make_run("muon", "bn", 7, batch_size=32, epochs=2)
+    training = prepare(run, make_dataset(64))
+    history = utils.fit(run, training)
+    path = Path("runs/float32/muon-bn-seed7.json")
+    result = save_result(training, history, run=run)
     assert not read_all("checkpoints")
     assert set(read_all("runs")) == {path, path.with_suffix(".pt")}
-    result = json.loads(path.read_text(encoding="utf-8"))
     assert Recipe(**result["recipe"]) == run.recipe
-    assert (result["norm"], result["seed"], result["parameters"]) == ("gn", 7, 48_448)
-    assert result["network"] == str(parts[0])
-    assert result["optimizer"]["class"] == "Muon"
-    groups = result["optimizer"]["groups"]
-    assert [group["max_lr"] for group in groups] == [pytest.approx(0.03), pytest.approx(0.05)]
-    assert groups[0]["momentum"] == 0.95
-    assert result["data"] == {"name": "CIFAR-10", "train_size": 64, "test_size": 64}
-    assert result["history"] == history
-    assert result["clean_train_acc"] == 51.5
-    assert result["test_predictions"] == ("0123456789" * 7)[:64]
-    assert result["environment"] == runs.get_environment(CPU, "float32")
+    environment = runs.get_environment(CPU, "float32")
+    expected = {"norm": "bn", "seed": 7, "environment": environment, "history": history}
+    expected |= {"clean_train_acc": 51.5, "test_predictions": ("0123456789" * 7)[:64]}
+    assert expected.items() <= result.items()
+    assert runs.describe_training(training).items() <= result.items()
+    assert result["trainable"] == 48_448
+    sizes = {"name": "CIFAR-10", "train_size": 64, "test_size": 64}
+    assert result["data"] == sizes | {"checksums": [runs.get_checksum(make_dataset(64))] * 2}
+    assert "earlier_environments" not in result
     weights = torch.load(path.with_suffix(".pt"), weights_only=True)
-    assert all(torch.equal(weights[k], v) for k, v in parts[0].state_dict().items())
+    assert set(weights) > {"layers.C1.norm.running_mean", "layers.C1.norm.running_var"}
+    assert all(torch.equal(weights[k], v) for k, v in training.model.state_dict().items())
 
 
-@changes
-def test_a_result_of_other_parts_does_not_get_the_recipe_s_name(name, change):
-    assert f"Nothing was written: this run's {name} is not" in save_result(change)
+@pytest.mark.parametrize(("change", "where", "value"), [row[1:] for row in CHANGES])
+def test_whatever_ran_is_written_as_what_it_was(change, where, value):
+    training = make_changed(change)
+    assert functools.reduce(lambda part, key: part[key], where, save_result(training)) == value
+    weights = torch.load(RUN.get_path("runs", ".pt"), weights_only=True)
+    assert set(weights) == set(training.model.state_dict())
+
+
+def test_a_short_history_with_a_nan_is_written():
+    result = save_result(history=HISTORY | {"test_loss": [math.nan, math.inf]})
+    assert result["history"] == HISTORY | {"test_loss": [None, None]}
+
+
+def test_a_result_is_of_the_run_that_was_trained():
+    other, data = make_run(**SMALL, norm="gn", seed=2), make_dataset(20)
+    training = prepare(RUN, make_dataset(64))
+    history, data = utils.fit(RUN, training), cifar10.Data(("a",), data, data)
+    prediction = F.one_hot(make_dataset(64).tensors[1], 10).float()
+    said = utils.save_result(other, data, training, history, 51.5, prediction)
+    path = RUN.get_path("runs", ".json")
+    assert path.as_posix() in said
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert (result["norm"], result["seed"], result["data"]["train_size"]) == ("bn", 1, 64)
+
+
+def test_a_smoke_run_writes_nothing():
+    run, data = make_run("smoke"), cifar10.load_sample()
+    training, prediction = utils.assemble(run, data), torch.zeros(500, 10)
+    said = utils.save_result(run, data, training, HISTORY, 51.5, prediction)
+    assert said == "Nothing was written: this run was on 2,500 of CIFAR-10's 60,000 images."
     assert not Path("runs").exists()
 
 
-def test_a_function_of_the_user_s_own_is_no_other_part_each_time(monkeypatch):
-    own = utils.get_train_transforms
-    monkeypatch.setattr(utils, "get_train_transforms", lambda recipe: [lambda x: x, own(recipe)])
-    assert "Written" in save_result()
-
-
-def test_other_epochs_and_stand_in_data_leave_the_result_there():
-    save_result()
-    before = read_all("runs")
-    few = {column: [10.0] for column in utils.COLUMNS}
-    assert "Nothing was written: this run's epochs is not" in save_result(history=few)
-    assert "Nothing was written: this run was on stand-in" in save_result(recipe="smoke")
-    assert read_all("runs") == before
-
-
 def test_a_field_that_a_result_lacks_was_at_its_default():
-    fields = asdict(runs.get_recipe("onecycle"))
+    recipe, fields = runs.get_recipe("onecycle"), asdict(runs.get_recipe("onecycle"))
     del fields["groups"]
-    assert runs.is_same_recipe(fields, runs.get_recipe("onecycle"))
+    assert runs.is_same_recipe(fields | {"gone": 0.0}, recipe)
     assert not runs.is_same_recipe(fields, make_run(groups=8).recipe)
-    assert runs.is_same_recipe(fields | {"gone": 0.0}, runs.get_recipe("onecycle"))
-    assert not runs.is_same_recipe(fields | {"gone": 0.1}, runs.get_recipe("onecycle"))
-    assert not runs.is_same_recipe(fields | {"lr": 0.1}, runs.get_recipe("onecycle"))
+    for other in ({"gone": 0.1}, {"lr": 0.1}):
+        assert not runs.is_same_recipe(fields | other, recipe)
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -380,24 +526,116 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 )
 def test_a_full_disk_is_named_and_leaves_what_was_there(function, effects):
     save_result()
-    before, name = read_all("runs"), PATH.with_suffix(".json").name
-    full = pytest.raises(OSError, match=f"{name} could not be written .No space")
+    training = prepare(RUN, make_dataset(64))
+    utils.fit(RUN, training)
+    before = read_all(".")
+    full = pytest.raises(OSError, match=r"seed1\.pt and .*seed1\.json could not be written .No sp")
     with mock.patch(function, side_effect=effects), full:
-        save_result(lambda parts: parts[0].layers.C1.conv.weight.data.zero_(), clean=52.5)
-    assert read_all("runs") == before
+        save_result(training, clean=52.5)
+    assert read_all(".") == before
+    assert PATH in before, "the checkpoint is there until its result is"
 
 
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"history": HISTORY | {"test_loss": [math.nan] * 20}}, "test_loss"),
-        ({"prediction": torch.full((20, 10), -math.inf)}, "test prediction"),
-        ({"change": lambda parts: break_average(*parts)}, "weights"),
-    ],
-)
-def test_a_result_that_is_not_finite_is_refused_and_the_old_one_kept(fields, named):
-    save_result()
-    before = read_all("runs")
-    with pytest.raises(FloatingPointError, match=f"its {named} is not finite"):
-        save_result(**fields)
-    assert read_all("runs") == before
+def test_only_a_file_that_was_kept_is_called_kept():
+    one, two = Path("one"), Path("two")
+    two.mkdir()
+    with pytest.raises(OSError, match="^.Errno [0-9]+. two could not be written"):
+        runs.write_whole({one: b"new", two: b"new"})
+    assert read_all(".") == {one: b"new"}
+
+
+# --- The committed results
+
+
+def make_zeros(n):
+    images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8).expand(n, -1, -1, -1)
+    return TensorDataset(images, torch.zeros(n, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("norm", ["bn", "gn", "ln"])
+@pytest.mark.parametrize("recipe", ["muon", "quick", "onecycle", "reference"])
+def test_todays_code_trains_what_the_committed_results_say(recipe, norm):
+    run = make_run(recipe, norm)
+    path = run.get_path(ROOT / "results", ".json")
+    result = json.loads(path.read_text(encoding="utf-8"))
+    ours = runs.describe_training(prepare(run, make_zeros(50_000), make_zeros(10_000)))
+    assert runs.is_same_recipe(result["recipe"], run.recipe)
+    for name in ("network", "parameters", "optimizer"):
+        assert result[name] == ours[name], name
+    for name in ("scheduler", "loss"):  # of which more is recorded than once was
+        assert result[name].items() <= ours[name].items()
+    for name in ("train_loader", "test_loader"):
+        assert result[name].replace(" a batch", " per batch") == ours[name]
+    assert result["environment"]["precision"] == "float32"
+    assert {"torch", "device", "threads", "commit", "clean"} < set(result["environment"])
+
+
+# --- The optimizers, on whatever a model has
+
+
+def step(change=lambda model: None, **fields):
+    """Return a model after a step, how each parameter moved, and the optimizer."""
+    torch.manual_seed(0)
+    model, (images, labels) = Session8Net("bn"), make_dataset(4).tensors
+    change(model)
+    options = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0} | fields
+    optimizer = utils.get_optimizer(model, make_run("muon", **options).recipe)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    F.nll_loss(model(images / 255), labels).backward()
+    optimizer.step()
+    return model, {n: before[n] - p.detach() for n, p in model.named_parameters()}, optimizer
+
+
+@pytest.mark.parametrize("wrap", [parametrizations.weight_norm, parametrizations.spectral_norm])
+@pytest.mark.parametrize("optimizer", ["muon", "normalized", "adamw"])
+def test_parametrized_kernels_move(wrap, optimizer):
+    def change(model):
+        for module in [module for module in model.modules() if isinstance(module, nn.Conv2d)]:
+            wrap(module)
+
+    _, moves, made = step(change, optimizer=optimizer)
+    assert [p.ndim for p in made.param_groups[0]["params"]] == [4] * 11
+    assert all(move.any() for move in moves.values())
+
+
+def test_a_tied_kernel_moves_once_and_a_frozen_or_unused_one_stays():
+    def change(model):
+        model.layers.C9.conv.weight = model.layers.C5.conv.weight
+        model.layers.C1.conv.weight.requires_grad_(False)
+        model.unused = nn.Conv2d(3, 4, 3)
+
+    _, moves, _ = step(change)
+    turned = moves["layers.C5.conv.weight"].flatten(1) / 0.03
+    assert 0.6 < torch.linalg.matrix_norm(turned, 2) < 1.3, "singular values are near 1"
+    assert not moves["layers.C1.conv.weight"].any()
+    assert not moves["unused.weight"].any()
+
+
+def test_a_bias_that_is_added_moves_by_sgd():
+    biases = [nn.Parameter(torch.ones(4)) for _ in range(2)]
+    ours = utils.get_optimizer(Session8Net("bn"), make_run("muon").recipe)
+    ours.add_param_group({"params": [biases[0]], "lr": 0.1})
+    theirs = torch.optim.SGD([biases[1]], lr=0.1, momentum=0.95, nesterov=True)
+    for _ in range(2):
+        for bias, optimizer in zip(biases, (ours, theirs), strict=True):
+            bias.grad = torch.full((4,), 2.0)
+            optimizer.step()
+    assert torch.equal(*biases)
+
+
+def test_normalized_moves_kernels_by_its_rate_and_the_rest_as_sgd():
+    model, moves, _ = step(optimizer="normalized", lr=0.02, affine_lr=0.5)
+    for name, move in moves.items():
+        if move.ndim > 1:
+            assert move.square().mean().sqrt().item() == pytest.approx(0.02, rel=1e-3), name
+        else:
+            assert torch.allclose(move, 0.5 * model.get_parameter(name).grad, atol=1e-6), name
+
+
+def test_adamw_is_the_library_s_and_decays_kernels_alone():
+    _, _, optimizer = step(optimizer="adamw", lr=0.01, momentum=0.8, weight_decay=0.3)
+    assert type(optimizer) is torch.optim.AdamW
+    shared = {"lr": 0.01, "betas": (0.8, 0.999)}
+    for group, decay, ndim in zip(optimizer.param_groups, (0.3, 0.0), (4, 1), strict=True):
+        assert (shared | {"weight_decay": decay}).items() <= group.items()
+        assert {p.ndim for p in group["params"]} == {ndim}
