@@ -117,12 +117,18 @@ RECIPES = {
 }
 
 
-def get_recipe(name: str | Recipe) -> Recipe:
-    """Return the recipe with that name; a recipe is returned as it is."""
-    if isinstance(name, Recipe):
+def get_recipe(name: str | Recipe, **changes: Any) -> Recipe:
+    """Return the recipe of that name, or the recipe itself, with some fields changed.
+
+    The name then tells the changes: `get_recipe("smoke", groups=8)` is "smoke-groups-8".
+    """
+    if not isinstance(name, Recipe):
+        check_choice("RECIPE", str(name).strip(), RECIPES)
+        name = RECIPES[str(name).strip()]
+    if not changes:
         return name
-    check_choice("RECIPE", str(name).strip(), RECIPES)
-    return RECIPES[str(name).strip()]
+    told = "-".join(f"{field}-{value}" for field, value in changes.items())
+    return replace(name, name=f"{name.name}-{told}", **changes)
 
 
 # --- Identity ------------------------------------------------------------------------------------

@@ -26,14 +26,17 @@ def repository(tmp_path):
     pytest.importorskip("papermill", reason="needs experiments/requirements.txt")
     copy = tmp_path / "repository"
     shutil.copytree(ROOT / "experiments", copy / "experiments")
-    for path in (*ROOT.glob("*.py"), *NOTEBOOKS.values()):
+    for path in (*ROOT.glob("*.py"), ROOT / "sample.png", *NOTEBOOKS.values()):
         shutil.copy(path, copy)
     return copy
 
 
 def test_a_run_is_its_notebook_with_its_parameters(repository, tmp_path, monkeypatch, capsys):
+    skipped = "post_|losses|nets|C1|shown|layer"  # takes time, or needs what does
     notebook = nbformat.read(NOTEBOOKS["bn"], 4)  # which a norm without one of its own takes
-    notebook.cells = [c for c in notebook.cells if not re.search("post_|losses|nets", c.source)]
+    notebook.cells = [
+        c for c in notebook.cells if "import" in c.source or not re.search(skipped, c.source)
+    ]
     nbformat.write(notebook, repository / NOTEBOOKS["bn"].name)
     monkeypatch.setattr(replicate, "ROOT", repository)
     options = ["--recipes", "smoke", "--norms", "none", "--seeds", "3", "--threads", "2"]

@@ -79,7 +79,7 @@ def test_a_run_is_known_by_recipe_norm_seed_and_precision():
     assert {"runs/float32/onecycle-bn-seed1.pt", "runs/bfloat16/onecycle-bn-seed1.pt"} <= paths
     assert "2,500 of CIFAR-10's 60,000 images" in make_run("smoke").title
     assert make_run(norm="rms").title.startswith("rms normalization")
-    assert utils.LABELS["rms"] == "rms", "a norm of the user's own"
+    assert runs.LABELS["rms"] == "rms", "a norm of the user's own"
     assert {type(make_run(seed=seed).seed) for seed in (" 42 ", np.int64(3))} == {int}
 
 

@@ -277,7 +277,7 @@ def get_losses(**fields):
     run = make_run(**ON | fields)
     parts = prepare(run, make_dataset(20))
     folder = "-".join(map(str, fields.values()))  # no checkpoint is another's
-    return tuple(utils.fit(run, *parts, folder=folder)["train_loss"])
+    return tuple(utils.fit(run, parts, folder)["train_loss"])
 
 
 FIELDS = [f.name for f in dataclasses.fields(Recipe) if f.name not in ("name", "data", "loss")]
@@ -306,8 +306,8 @@ def test_two_epochs_are_those_of_a_loop_out_of_a_textbook(recipe, norm, monkeypa
     run = make_run(recipe, norm, batch_size=8, epochs=2, dropout=0.1, **changes)
     dataset = make_dataset(17)  # a last batch of one image trains, too
     test_dataset = TensorDataset(dataset.tensors[0].flip(2), dataset.tensors[1])
-    model, *rest = prepare(run, dataset, test_dataset)
-    history = utils.fit(run, model, *rest)
+    training = prepare(run, dataset, test_dataset)
+    model, history = training.model, utils.fit(run, training)
 
     theirs, train_loader, *_ = prepare(run, dataset)
     fields = dataclasses.asdict(run.recipe)
@@ -343,7 +343,7 @@ def record(run, dataset):
     """Run it, and return the images of each epoch's training."""
     parts, passes = prepare(run, dataset), []
     parts[0].register_forward_pre_hook(lambda m, x: passes.append((m.training, x[0].clone())))
-    utils.fit(run, *parts)
+    utils.fit(run, parts)
     groups = itertools.groupby(passes, key=lambda seen: seen[0])
     return [torch.cat([images for _, images in group]) for training, group in groups if training]
 
@@ -392,7 +392,7 @@ def test_a_history_has_one_number_an_epoch_in_each_column(capsys, monkeypatch):
         now[0] += 60 * next(minutes) if model.training else 30  # two evaluations an epoch
 
     parts[0].register_forward_pre_hook(pass_time)
-    history = utils.fit(run, *parts)
+    history = utils.fit(run, parts)
     columns = "lr train_loss train_acc clean_train_loss clean_train_acc test_loss test_acc seconds"
     assert list(history) == columns.split()
     assert all(len(values) == 3 for values in history.values())
@@ -427,7 +427,7 @@ def test_all_is_computed_in_its_precision_in_channels_last_and_kept_memory(
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(lambda *args: computed.append(args[2]))
     for compute in (
-        lambda: utils.fit(run, *parts),
+        lambda: utils.fit(run, parts),
         lambda: utils.train(model, train_loader, *rest, precision),
         lambda: utils.predict(model, test_loader, precision),
     ):
