@@ -486,11 +486,13 @@ def save_result(
     """Write the run's JSON and its weights to `folder`, and return a sentence that says so.
 
     `clean_train_acc` is the accuracy (%) on all training images in evaluation mode, `prediction`
-    the log-probabilities (N, 10) of the test set. A run on the sample writes nothing. The
-    checkpoint goes when the result is on the disk.
+    the log-probabilities (N, 10) of the test set. A run on the sample writes nothing. Run and
+    history are those that `fit` has of the model, if it has any. The checkpoint of a finished run
+    is deleted once the result is on the disk.
     """
     trained = _trained.get(training.model)
-    run = trained.how[0] if trained else run  # the notebook's may have been changed since
+    if trained:  # the notebook's own may be of another run since
+        run, history = trained.how[0], trained.history
     path = run.get_path(folder, ".json")
     if run.recipe.data == CIFAR:
         used = Data(data.classes, training.train_loader.dataset, training.test_loader.dataset)
@@ -503,7 +505,7 @@ def save_result(
         said = f"Written: {path.as_posix()} and {path.stem}.pt, the weights."
     else:
         said = f"Nothing was written: this run was on {run.recipe.data}."
-    if trained:
+    if trained and len(history["lr"]) == run.recipe.epochs:
         trained.checkpoint.unlink(missing_ok=True)
     return said
 

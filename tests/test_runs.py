@@ -115,7 +115,8 @@ def test_the_code_is_known_by_its_commit_whatever_results_are_there(tmp_path, mo
     assert (clean | where).items() <= runs.get_environment(CPU, "float32").items()
     Path("runs.py").write_text("2", encoding="utf-8")
     assert runs.get_code() == clean | {"clean": False}
-    Path(".git/HEAD").write_text("damaged", encoding="utf-8")
+    Path(".git").rename("old")
+    Path(".git").write_text("gitdir: nowhere", encoding="utf-8")
     assert runs.get_code() == {}, "git refuses the folder"
 
 
@@ -498,6 +499,12 @@ def test_a_result_is_of_the_run_that_was_trained():
     assert path.as_posix() in said
     result = json.loads(path.read_text(encoding="utf-8"))
     assert (result["norm"], result["seed"], result["data"]["train_size"]) == ("bn", 1, 64)
+
+
+def test_a_result_before_the_end_tells_its_epochs_and_keeps_the_checkpoint():
+    training = interrupt(3)
+    assert len(save_result(training, history=HISTORY)["history"]["lr"]) == 2
+    assert is_same(fit(training=training), get_whole())
 
 
 def test_a_smoke_run_writes_nothing():
