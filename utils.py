@@ -435,10 +435,10 @@ def fit(run: Run, training: Training, folder: str | Path = "checkpoints") -> dic
     done = len(history["lr"])
     if scheduler.last_epoch != done * len(train_loader) or (before and not done):
         raise RuntimeError("This model is trained already: run the notebook from block 5 on.")
-    _trained[model] = _Trained(how, history, checkpoint.path, checkpoint.environments)
     clean = TensorDataset(*train_loader.dataset[:CLEAN])
     clean_loader = Loader(clean, test_loader.transforms, test_loader.batch_size)
     say("epoch" + "".join(f"{column:>{max(10, len(column) + 2)}}" for column in COLUMNS))
+    _trained[model] = _Trained(how, history, checkpoint.path, checkpoint.environments)
     for epoch in range(1, run.recipe.epochs + 1):
         if epoch > done:
             lr, start = float(optimizer.param_groups[0]["lr"]), time.perf_counter()
