@@ -231,6 +231,14 @@ def test_parts_that_do_not_belong_together_are_refused_before_the_first_epoch(mo
         utils.fit(RUN, one._replace(scheduler=other.scheduler))
 
 
+def test_a_cell_that_failed_before_it_trained_is_mended_and_run_again():
+    training = prepare(RUN, make_dataset(64))
+    loader = torch.utils.data.DataLoader(training.test_loader.dataset)  # it has no transforms
+    with pytest.raises(AttributeError, match="transforms"):
+        fit(training=training._replace(test_loader=loader))
+    assert is_same(fit(training=training), get_whole())
+
+
 def test_frozen_parameters_need_no_optimizer():
     training = prepare(RUN, make_dataset(64))
     frozen = training.model.layers.C1.requires_grad_(False).conv.weight
