@@ -454,10 +454,10 @@ def fit(run: Run, training: Training, folder: str | Path = "checkpoints") -> dic
     done = len(history["lr"])
     if scheduler.last_epoch != done * len(train_loader) or (before and not done):
         raise RuntimeError("This model is trained already: run the notebook from block 5 on.")
-    _trained[model] = _Trained(how, history, checkpoint.path, checkpoint.environments)
     clean = TensorDataset(*train_loader.dataset[:CLEAN])
     clean_loader = Loader(clean, test_loader.transforms, test_loader.batch_size)
     say("epoch" + "".join(f"{column:>{max(10, len(column) + 2)}}" for column in COLUMNS))
+    _trained[model] = _Trained(how, history, checkpoint.path, checkpoint.environments)
     for epoch in range(1, run.recipe.epochs + 1):
         if epoch > done:
             lr, start = float(optimizer.param_groups[0]["lr"]), time.perf_counter()
@@ -505,11 +505,13 @@ def save_result(
     """Write the run's JSON and its weights to `folder`, and return a sentence that says so.
 
     `clean_train_acc` is the accuracy (%) on all training images in evaluation mode, `prediction`
-    the log-probabilities (N, 10) of the test set. A run on the sample writes nothing. The
-    checkpoint goes when the result is on the disk.
+    the log-probabilities (N, 10) of the test set. A run on the sample writes nothing. Run and
+    history are those that `fit` has of the model, if it has any. The checkpoint of a finished run
+    is deleted once the result is on the disk.
     """
     trained = _trained.get(training.model)
-    run = trained.how[0] if trained else run  # the notebook's may have been changed since
+    if trained:  # the notebook's own may be of another run since
+        run, history = trained.how[0], trained.history
     path = run.get_path(folder, ".json")
     if run.recipe.data == CIFAR:
         used = Data(data.classes, training.train_loader.dataset, training.test_loader.dataset)
@@ -522,7 +524,7 @@ def save_result(
         said = f"Written: {path.as_posix()} and {path.stem}.pt, the weights."
     else:
         said = f"Nothing was written: this run was on {run.recipe.data}."
-    if trained:
+    if trained and len(history["lr"]) == run.recipe.epochs:
         trained.checkpoint.unlink(missing_ok=True)
     return said
 
