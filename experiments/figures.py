@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 
 import utils
+from cifar10 import Data
 from experiments import frames
 from experiments.frames import CHANCE, get_arms, select
 from experiments.results import COMPARED, COMPARED_RECIPES
@@ -43,6 +45,62 @@ def draw_accuracies(frame: pd.DataFrame, recipes: Sequence[str]) -> Figure:
         axis.grid(alpha=0.3)
     figure.axes[0].set(ylabel=ACCURACY, ylim=(50, None))
     figure.legend(lines.values(), lines, loc="outside lower center", ncols=len(lines))
+    return figure
+
+
+def draw_curves(compared: pd.DataFrame, recipes: Sequence[str] = ("reference", "muon")) -> Figure:
+    """Draw accuracy and loss by epoch, means of the runs: training dashed, test solid."""
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    rows = (("acc", "accuracy (%)"), ("loss", "mean negative log likelihood"))
+    axes = figure.subplots(2, len(recipes), sharex=True, sharey="row", squeeze=False)
+    for row, (measure, label) in zip(axes, rows, strict=True):
+        row[0].set_ylabel(label)
+        for axis, recipe in zip(row, recipes, strict=True):
+            for arm in COMPARED:
+                histories = select(compared, recipe=recipe, arm=arm).history
+                color = get_style(arm)["color"]
+                for part, line in (("clean_train", "--"), ("test", "-")):
+                    means = pd.DataFrame([h[f"{part}_{measure}"] for h in histories]).mean()
+                    name = f"{LABELS[arm]}, {'test' if part == 'test' else 'training'}"
+                    axis.plot(means.index + 1, means, line, color=color, label=name)
+            axis.set_xticks(range(0, len(means) + 1, 5))
+            axis.grid(alpha=0.3)
+    for axis, recipe in zip(axes[0], recipes, strict=True):
+        axis.set(title=frames.RECIPE_TITLES[recipe], ylim=(50, None))
+    for axis in axes[1]:
+        axis.set(xlabel="epoch", ylim=(None, 1.4))
+    lines = axes[0, 0].get_lines()
+    names = [line.get_label() for line in lines]
+    figure.legend(lines, names, loc="outside lower center", ncols=3)
+    return figure
+
+
+def draw_mistakes(compared: pd.DataFrame, data: Data, columns: int = 8) -> Figure:
+    """Draw test images that one normalization alone gets right, and some that all get wrong.
+
+    The images of a row are those with the most right runs of it, and the fewest of the others.
+    """
+    images, labels = (tensor.cpu() for tensor in data.test.tensors)
+    right, guesses = {}, []
+    for arm in COMPARED:
+        results = select(compared, recipe="muon", arm=arm).result
+        digits = [list(map(int, result["test_predictions"])) for result in results]
+        guesses += digits
+        right[arm] = (torch.tensor(digits) == labels).sum(0)
+    usual, total = torch.tensor(guesses).mode(0).values, sum(right.values())
+    rows = {f"Right with {LABELS[a]}, seldom else": 3 * right[a] - total for a in COMPARED}
+    rows["Wrong with all three"] = -total
+    figure = Figure(figsize=(12, 2 * len(rows)), layout="constrained")
+    for row, (name, score) in zip(figure.subfigures(len(rows), 1), rows.items(), strict=True):
+        row.suptitle(name, fontsize=12)
+        chosen = score.argsort(descending=True, stable=True)[:columns].tolist()
+        for axis, index in zip(row.subplots(1, columns), chosen, strict=True):
+            axis.imshow(images[index].permute(1, 2, 0).numpy())
+            counts = ", ".join(f"{arm} {right[arm][index]}" for arm in COMPARED)
+            taken = f"taken for {data.classes[usual[index]]}"
+            said = counts if total[index] else taken
+            axis.set_title(f"{data.classes[labels[index]]}\n{said}", fontsize=9)
+            axis.axis("off")
     return figure
 
 
@@ -93,10 +151,13 @@ def draw_figures(frame: pd.DataFrame) -> dict[str, Figure]:
     grown = "After 5 epochs, the rate in proportion to the batch (line: mean, dash: one run)"
     rates = (frames.get_claim(frame, "rates"), "peak learning rate of SGD", crosses)
     return {
+        "curves": draw_curves(compared),
         "accuracy": draw_accuracies(compared[compared.arm.isin(COMPARED)], COMPARED_RECIPES),
         "baseline": draw_accuracies(compared, list(frames.BASES.values())),
         "rates": draw_values(*rates, "center left"),
-        "batches": draw_values(frames.get_batches(frame), "images a batch", grown, "lower center"),
+        "batches": draw_values(
+            frames.get_batches(frame), "images per batch", grown, "lower center"
+        ),
         "scales": draw_scales(frames.get_scales(frame)),
         "cubes": utils.post_cubes(),
     }
