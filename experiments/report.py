@@ -26,7 +26,7 @@ from cifar10 import load_cifar10
 from experiments import frames
 from experiments.figures import draw_figures
 from experiments.frames import MEASURES, select
-from experiments.results import ROOT, find_root, load_frame
+from experiments.results import ROOT, find_root, load_frame, load_speed
 from experiments.tables import format_digits, make_tables
 from runs import write_whole
 
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
         print(f"The table `images` was not checked: there is no CIFAR-10 in {find_root()}.")
     else:
         labels = load_cifar10(find_root()).test.tensors[1].numpy()
-    texts = renew_pages(root, frame, make_tables(frame, labels))
+    texts = renew_pages(root, frame, make_tables(frame, labels, load_speed()))
     if check:
         sys.exit(any(path.read_text(encoding="utf-8") != text for path, text in texts.items()))
     contents = {path: text.encode() for path, text in texts.items()}

@@ -17,10 +17,12 @@ from cifar10 import CIFAR, Data, get_root, load_cifar10
 from runs import Recipe, Run, is_same_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
+SPEED = ROOT / "results" / "speed"  # what experiments.benchmark measures
 COMPARED = ("bn", "gn", "ln")  # norms, each with a notebook
 SEEDS = (1, 2, 3, 4, 5)  # of the pages; runs of other seeds are ignored
 COMPARED_RECIPES = ("reference", "onecycle", "muon")  # of 20 epochs, in float32
 PARTS = ("train", "test", "validation")
+NO_RUNS = ("speed", ".ipynb_checkpoints")  # folders in results/
 
 
 def get_data(recipe: Recipe) -> Data:
@@ -80,9 +82,15 @@ def load_frame(folder: Path = ROOT / "results"):
     """
     import pandas as pd  # compare.py and benchmark.py run without experiments/requirements.txt
 
-    paths = sorted(p for p in folder.rglob("*.json") if p.parent.name != ".ipynb_checkpoints")
+    paths = sorted(p for p in folder.rglob("*.json") if p.parent.name not in NO_RUNS)
     rows = (make_row(load_result(path), path.relative_to(folder).parts[0]) for path in paths)
     return pd.DataFrame(row for row in rows if row["seed"] in SEEDS)
+
+
+def load_speed() -> dict | None:
+    """Return what experiments.benchmark measured, if it has run: bfloat16 goes before float32."""
+    paths = sorted(SPEED.glob("*.json"))
+    return json.loads(paths[0].read_text(encoding="utf-8")) if paths else None
 
 
 def load_model(path: Path, test: TensorDataset | None = None) -> nn.Module:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, product
 
 import numpy as np
@@ -12,11 +12,12 @@ from experiments import frames, stats
 from experiments.frames import get_arms, select, tabulate
 from experiments.results import COMPARED, COMPARED_RECIPES
 from experiments.stats import Comparison
-from runs import LABELS
+from runs import LABELS, RECIPES
 
 BARE = ("he", "none")  # arms without a normalization
 PAIRS = list(combinations(COMPARED, 2))
 BN_PAIRS = PAIRS[:2]  # those of `bn`
+EPOCH, TEST_EPOCH = 391, 79  # steps: CIFAR-10 in batches of 128
 MEDIANS = "median of the steps"
 ROWS = {"batch-differences": "images a batch", "shift-differences": MEDIANS}  # titles
 
@@ -107,6 +108,34 @@ def make_speed(compared: pd.DataFrame) -> str:
     recipes = [recipe for recipe in COMPARED_RECIPES if recipe in set(compared.recipe)]
     table = fits.agg(count).unstack().reindex(get_arms(compared))[recipes]
     return quote(table.fillna("–"), "epochs to 70 %")
+
+
+def make_minutes(frame: pd.DataFrame, speed: Mapping) -> str:
+    """Return the minutes to a final accuracy by norm; `speed` is that of `results.load_speed`.
+
+    The textbook loop is charged for the epochs until a run of `reference` is within 0.1 points of
+    its last accuracy and for no evaluation, `quick` for all its epochs and two evaluations each.
+    """
+    frame, quick, rows = select(frame, claim=""), RECIPES["quick"], {}
+    ours = {"ours": speed["environment"]["precision"], "ours, float32": "float32"}
+    for norm, kinds in speed["steps"].items():
+        ms = {kind: times["median"] for kind, times in kinds.items()}
+        published = select(frame, recipe="reference", arm=norm, precision="float32")
+        tests = [history["test_acc"] for history in published.history]
+        ends = [next(i for i, acc in enumerate(t, 1) if acc >= t[-1] - 0.1) for t in tests]
+        epochs, textbook = pd.Series(ends, dtype=float).mean(), "textbook, {} workers".format
+        usual = epochs * EPOCH * min(ms[textbook(0)], ms[textbook(2)]) / 60_000
+        rows[norm] = [f"{epochs:.1f}", f"{usual:.1f}", f"{published.test.mean():.2f}"]
+        for kind, precision in ours.items():
+            whole, small, test = (ms[kind + k] for k in ("", ", small images", ", evaluation"))
+            train = (quick.epochs - quick.small_epochs) * whole + quick.small_epochs * small
+            minutes = (EPOCH * train + quick.epochs * 2 * TEST_EPOCH * test) / 60_000
+            accuracy = select(frame, recipe="quick", arm=norm, precision=precision).test.mean()
+            rows[norm] += [f"{minutes:.1f}", f"{usual / minutes:.1f}", f"{accuracy:.2f}"]
+    columns = ["`reference`: epochs", "textbook (min)", "accuracy (%)"]
+    for precision in ours.values():
+        columns += [f"`quick`, {precision} (min)", "ratio", "accuracy (%)"]
+    return make_markdown(pd.DataFrame.from_dict(rows, "index", None, columns).rename_axis("norm"))
 
 
 def make_scales(scales: pd.DataFrame) -> str:
@@ -214,8 +243,11 @@ def declare(frame: pd.DataFrame) -> list[Comparison]:
     return found + pair_up("shift-differences", shift, BN_PAIRS, "shift")
 
 
-def make_tables(frame: pd.DataFrame, labels: np.ndarray | None = None) -> dict[str, str]:
-    """Return all tables by name; `images` is there only with the labels of the test images."""
+def make_tables(frame: pd.DataFrame, labels=None, speed=None) -> dict[str, str]:
+    """Return all tables by name.
+
+    `images` needs the labels of the test images, `minutes` a measured speed: else they are absent.
+    """
     compared, trials = frames.get_compared(frame), select(frame, claim="tuning")
     rates = tabulate(frames.get_claim(frame, "rates"), "value", format_tests)
     batches = tabulate(frames.get_batches(frame), "value", format_tests)
@@ -225,6 +257,8 @@ def make_tables(frame: pd.DataFrame, labels: np.ndarray | None = None) -> dict[s
     }
     if labels is not None:
         tables["images"] = make_images(compared, labels)
+    if speed is not None:
+        tables["minutes"] = make_minutes(frame, speed)
     return tables | {
         "results": make_accuracies(compared),
         "seeds": make_spreads(compared[compared.arm.isin(COMPARED)]),
