@@ -160,9 +160,7 @@ def measure_norm(norm: str, repeats: int) -> dict[str, list[float]]:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description="Measure the speed of a training step.")
-    parser.add_argument(
-        "--repeats", type=int, default=5, help="measurements per kind (default 5)"
-    )
+    parser.add_argument("--repeats", type=int, default=5, help="measurements per kind (default 5)")
     return parser.parse_args(arguments)
 
 

@@ -1,10 +1,9 @@
-"""Read the results of runs, all of them into one frame; names that experiments/ share."""
+"""Read the results of runs; names that the modules of experiments/ share."""
 
 import contextlib
 import json
 import math
 import os
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -36,11 +35,8 @@ def find_root() -> Path:
 
 
 def get_precision() -> str:
-    """Return the precision that PRECISION asks for; exit if it is unknown."""
-    try:
-        return utils.get_precision(os.environ.get("PRECISION"), utils.get_device())
-    except ValueError as error:
-        sys.exit(str(error))
+    """Return the precision that the variable PRECISION asks for."""
+    return utils.get_precision(os.environ.get("PRECISION"), utils.get_device())
 
 
 def fetch_data(runs: Iterable[Run]) -> None:
@@ -50,7 +46,7 @@ def fetch_data(runs: Iterable[Run]) -> None:
 
 
 def load_result(path: Path) -> dict:
-    """Return the result in that file; ValueError if the run it records has another name."""
+    """Return the result in that file; ValueError if it is not of the run the file is named for."""
     with contextlib.suppress(ValueError, LookupError, TypeError):
         result = json.loads(path.read_text(encoding="utf-8"))
         recipe, precision = result["recipe"]["name"], result["environment"]["precision"]
@@ -67,18 +63,19 @@ def make_row(result: dict, folder: str) -> dict:
     claim = {"claims": first, "tuning": folder}.get(folder, "")
     last = {part: history.get(f"{part}_acc", [math.nan])[-1] for part in PARTS}
     last["clean"] = result.get("clean_train_acc", math.nan)
+    last["clean_gap"] = last["clean"] - last["test"]
     key = {"recipe": name, "claim": claim, "value": value, "arm": result["norm"]}
     key |= {"seed": result["seed"], "precision": result["environment"]["precision"]}
-    gap = {"clean_gap": last["clean"] - last["test"]}
-    return key | last | gap | {"history": history, "result": result}
+    return key | last | {"history": history, "result": result}
 
 
 def load_frame(folder: Path = ROOT / "results"):
     """Return a pandas DataFrame with one row per run of SEEDS in `folder`.
 
-    `claim` is the claim's name, "tuning", or "" for a notebook's run; `value` is what it varies;
-    `arm` is the norm, or "he". `train`, `test`, `validation` and `clean` (all training images,
-    not augmented) are final accuracies in percent, nan if absent; `clean_gap` is clean - test.
+    `claim` is a claim's name, "tuning", or "" for a notebook's run; `value` is what the claim
+    varies; `arm` is the norm, or "he". `train`, `test`, `validation` and `clean` (all training
+    images, not augmented) are final accuracies in percent, NaN if absent; `clean_gap` is clean -
+    test.
     """
     import pandas as pd  # compare.py and benchmark.py run without experiments/requirements.txt
 
@@ -96,7 +93,7 @@ def load_speed() -> dict | None:
 def load_model(path: Path, test: TensorDataset | None = None) -> nn.Module:
     """Return the network of the result at `path`, on the device, with the weights beside it.
 
-    With `test`, raises ValueError if its predictions of the first images are not the result's.
+    With `test`, raises ValueError unless its first predictions are the result's.
     """
     result, weights = load_result(path), path.with_suffix(".pt")
     model = utils.make_model(result["norm"], Recipe(**result["recipe"]))
@@ -115,7 +112,7 @@ def load_model(path: Path, test: TensorDataset | None = None) -> nn.Module:
 def is_done(run: Run, folder: Path, protocol: Mapping | None = None) -> bool:
     """Return whether `folder` has the run's result.
 
-    Raises ValueError if what is there is of another recipe, or records another protocol.
+    Raises ValueError if that is of another recipe or another protocol.
     """
     path = run.get_path(folder, ".json")
     if not path.exists():
