@@ -354,8 +354,10 @@ def train(
         sizes.append(len(labels))
     losses = torch.stack(losses).tolist()
     if wrong := [step for step, loss in enumerate(losses, 1) if not math.isfinite(loss)]:
-        where = f"epoch {scheduler.last_epoch // len(train_loader)}, step {wrong[0]}"
-        raise FloatingPointError(f"The run diverged in {where}: the loss is not finite. {ADVICE}")
+        step = scheduler.last_epoch - len(losses) + wrong[0]
+        raise FloatingPointError(
+            f"The run diverged in step {step}: its loss is not finite. {ADVICE}"
+        )
     total_loss = sum(loss * size for loss, size in zip(losses, sizes, strict=True))
     return total_loss / sum(sizes), 100 * int(correct) / sum(sizes)
 
@@ -476,11 +478,8 @@ def _check_parts(training: Training) -> None:
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     wanted = {name: id(p) for name, p in model.named_parameters() if p.requires_grad}
     if left := [name for name, number in wanted.items() if number not in held]:
-        raise ValueError(
-            f"The optimizer lacks {len(left)} of the model's {len(wanted)} parameters, such as "
-            f"{left[0]}. Run the cell again that makes the optimizer; a parameter that is not to "
-            "be trained has requires_grad=False."
-        )
+        said = f"The optimizer lacks {len(left)} of the model's {len(wanted)} parameters, such as "
+        raise ValueError(f"{said}{left[0]}. Run its cell again, or set their requires_grad=False.")
     if getattr(scheduler, "optimizer", optimizer) is not optimizer:
         raise ValueError("The scheduler is another optimizer's. Run the cell again that makes it.")
 

@@ -82,7 +82,7 @@ def make_ours(norm: str, what: str = "train", precision="", size=None) -> Loop:
     The floor is forward, backward and optimizer step on one batch: no data, no count, no schedule.
     With `size`, `train` resizes images to that many pixels per side.
     """
-    precision = precision or records.get_precision()
+    precision = precision or records.choose_precision()
     images = torch.randint(0, 256, (SIZE, 3, 32, 32), dtype=torch.uint8)
     dataset = TensorDataset(images, torch.arange(SIZE) % 10)
     data = Data((), dataset, dataset).to(utils.get_device())
@@ -165,7 +165,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    repeats, precision = parse().repeats, records.get_precision()
+    repeats, precision = parse().repeats, records.choose_precision()
     environment = get_environment(utils.get_device(), precision)
     print(", ".join(f"{key} {value}" for key, value in environment.items()))
     steps = {}

@@ -11,7 +11,6 @@ import argparse
 import copy
 import functools
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -30,7 +29,7 @@ from experiments import robustness
 from experiments.replicate import add_options, get_runs, run_left
 from experiments.results import COMPARED, ROOT, SEEDS
 from experiments.variants import ADDED, make_network
-from runs import ADVICE, RECIPES, Recipe, Run, Training, describe_run, make_json, write_whole
+from runs import RECIPES, Recipe, Run, Training, check_finite, describe_run, make_json, write_whole
 
 FOLDER, TUNING = (ROOT / "results" / name for name in ("claims", "tuning"))
 CHECKPOINTS = ROOT / "checkpoints" / "claims"
@@ -103,8 +102,8 @@ def measure_shift(run: Run, training: Training) -> dict:
     utils.set_seed(run.seed)
     watched = {layer: f"layers.{layer}.conv.weight" for layer in WATCHED}
     rows, step = [], 0
+    model.train()
     for _ in range(run.recipe.epochs):
-        model.train()
         for images, labels in loader:
             rate = optimizer.param_groups[0]["lr"]
             if step % SHIFT_EVERY == 0:
@@ -114,22 +113,11 @@ def measure_shift(run: Run, training: Training) -> dict:
                 row = {"step": step, "shift": shift, **get_line(get, weights, rate)}
                 # None for what is not finite: far along the gradient the loss may overflow.
                 rows.append(json.loads(json.dumps(row), parse_constant=lambda _: None))
-            loss = criterion(model(images), labels)
-            check_loss(loss.item(), f"in step {step + 1}, at rate {rate:g},")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            scheduler.step()
+            utils.train(model, [(images, labels)], optimizer, scheduler, criterion)
             step += 1
     loss, accuracy = utils.test(model, test_loader, criterion)
-    check_loss(loss, f"after the last step, at rate {rate:g},")
+    check_finite(test_loss=loss)
     return {"history": {"test_loss": [loss], "test_acc": [accuracy]}, "rows": rows}
-
-
-def check_loss(loss: float, when: str) -> None:
-    """Raise FloatingPointError that says when, if the loss is not finite."""
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"The run diverged: its loss {when} is not finite. {ADVICE}")
 
 
 Gradient = Callable[[Tensors], tuple[float, Tensors]]  # of weights: the loss and its gradient
@@ -283,7 +271,7 @@ def run_claim(name: str, run: Run) -> str:
     A run that diverges is a result: it says where, and has no accuracy. One that is judged by
     held-out images has `validation_` for `test_` in its names.
     """
-    claim, data = CLAIMS[name], records.get_data(run.recipe)
+    claim, data = CLAIMS[name], records.load_data(run.recipe)
     settings = claim.settings.get(run.recipe.name, {})
     if held_out := claim.protocol.get("held_out"):
         data = hold_out(data, held_out)
@@ -301,7 +289,7 @@ def run_claim(name: str, run: Run) -> str:
     return said
 
 
-def make_job(claim: str, run: Run) -> list[str]:
+def make_command(claim: str, run: Run) -> list[str]:
     """Return the module and the arguments that make this run alone."""
     value = run.recipe.name.removeprefix(f"{claim}-")
     options = f"{claim} --values {value} --arms {run.norm} --seeds {run.seed} --one"
@@ -321,7 +309,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         add_options(options, claim.seeds)
     options = parser.parse_args(arguments)
     options.norms = options.arms
-    options.precision = records.get_precision() if options.claim == "tuning" else "float32"
+    options.precision = records.choose_precision() if options.claim == "tuning" else "float32"
     if os.environ.get("PRECISION", "").strip() not in ("", "native", options.precision):
         parser.error("PRECISION is another, but claims are measured in float32 alone: unset it")
     return options
@@ -336,7 +324,7 @@ def main() -> None:
     for run in runs:
         protocol = claim.protocol | claim.settings.get(run.recipe.name, {})
         records.is_done(run, claim.folder, protocol)  # ValueError if it was measured in another way
-    run_left(runs, claim.folder, functools.partial(make_job, options.claim), options)
+    run_left(runs, claim.folder, functools.partial(make_command, options.claim), options)
 
 
 if __name__ == "__main__":

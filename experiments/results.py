@@ -24,7 +24,7 @@ PARTS = ("train", "test", "validation")
 NO_RUNS = ("speed", ".ipynb_checkpoints")  # folders in results/
 
 
-def get_data(recipe: Recipe) -> Data:
+def load_data(recipe: Recipe) -> Data:
     """Return the recipe's data, on the device."""
     return utils.get_data(recipe, find_root(), utils.get_device())
 
@@ -34,7 +34,7 @@ def find_root() -> Path:
     return get_root(os.environ.get("CIFAR10_ROOT"), ROOT / "data")
 
 
-def get_precision() -> str:
+def choose_precision() -> str:
     """Return the precision that the variable PRECISION asks for."""
     return utils.get_precision(os.environ.get("PRECISION"), utils.get_device())
 

@@ -18,10 +18,10 @@ from runs import LABELS
 NOTEBOOKS = {n: ROOT / f"ERA_Session8_{LABELS[n]}Normalization.ipynb" for n in COMPARED}
 
 
-def copy_cells(source: nbformat.NotebookNode, target: nbformat.NotebookNode, norm: str) -> list:
-    """Return the cells of `source` for that norm, with the target's own texts and outputs."""
-    own, cells = {cell.id: cell for cell in target.cells}, []
-    for cell in copy.deepcopy(source.cells):
+def copy_cells(source: list, target: list, norm: str) -> list:
+    """Return the cells of `source` for that norm, with what is the target's own."""
+    own, cells = {cell.id: cell for cell in target}, copy.deepcopy(source)
+    for cell in cells:
         old = own.get(cell.id)
         if cell.cell_type == "code":
             cell.source = cell.source.replace('norm = "bn"', f'norm = "{norm}"')
@@ -30,7 +30,6 @@ def copy_cells(source: nbformat.NotebookNode, target: nbformat.NotebookNode, nor
                 cell.outputs, cell.execution_count = old.outputs, old.execution_count
         elif old and "lesson" in cell.metadata.get("tags", []):
             cell.source = old.source
-        cells.append(cell)
     return cells
 
 
@@ -38,12 +37,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Copy the Batch notebook's cells to the others.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if one differs")
     check, differ = parser.parse_args().check, []
-    books = {path: nbformat.read(path, 4) for path in NOTEBOOKS.values()}
-    for (norm, path), book in zip(NOTEBOOKS.items(), books.values(), strict=True):
-        cells = copy_cells(books[NOTEBOOKS["bn"]], book, norm)
+    source = nbformat.read(NOTEBOOKS["bn"], 4).cells
+    for norm, path in NOTEBOOKS.items():
+        book = nbformat.read(path, 4)
+        cells, book.cells = book.cells, copy_cells(source, book.cells, norm)
         if cells != book.cells:
             differ.append(path.name)
-            book.cells = cells
             if not check:
                 nbformat.write(book, path)
     print("Different:" if differ else "The three notebooks agree.", *differ)

@@ -416,7 +416,7 @@ def break_momentum(model, optimizer):
 @pytest.mark.parametrize(
     ("breaking", "step", "named"),
     [
-        (lambda model, _: model.layers.C1.conv.weight.data.fill_(math.inf), 3, "epoch 2, step 2"),
+        (lambda model, _: model.layers.C1.conv.weight.data.fill_(math.inf), 3, "step 4"),
         (break_average, 4, "weights"),
         (break_momentum, 4, "momentum"),
     ],
