@@ -2,7 +2,6 @@
 
 import errno
 import os
-import pickle
 import socket
 import tempfile
 import warnings
@@ -49,34 +48,31 @@ class Data:
 
 
 def get_root(text: str | Path | None, default: str | Path = "data") -> Path:
-    """Return the absolute path of the folder that `text` names; if empty, `default`."""
+    """Return the absolute path of CIFAR-10's folder that `text` names; if empty, of `default`."""
     text = os.path.expanduser(os.path.expandvars(str(text or "").strip(" \t\r\n'\"")))
-    root = Path(text or default).absolute()  # or what is in it: CIFAR-10's folder or archive
+    root = Path(text or default).absolute()
     return root.parent if root.name in (CIFAR10.base_folder, CIFAR10.filename) else root
 
 
 def load_cifar10(root: str | Path | None = None) -> Data:
     """Return CIFAR-10 (Krizhevsky 2009) from the folder `root`; download it there if absent.
 
-    Raises ValueError for a missing or damaged file, ConnectionError if every mirror fails.
+    Raises ValueError if a file is missing or damaged, ConnectionError if every mirror fails.
     """
-    folder, contents = get_root(root) / CIFAR10.base_folder, []
+    folder, parts = get_root(root) / CIFAR10.base_folder, []
     if not os.path.lexists(folder):  # a file or a dead link there is not overwritten
         _download(folder)
-    meta = (CIFAR10.meta["filename"], CIFAR10.meta["md5"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # NumPy 2.4.0 to 2.4.4 warns about these old pickles
-        for name, md5 in (*CIFAR10.train_list, *CIFAR10.test_list, meta):
-            path = folder / name
-            if not check_integrity(path, md5):
-                raise ValueError(f"{path} is missing or damaged: delete {folder} and run again")
-            contents.append(pickle.loads(path.read_bytes(), encoding="latin1"))
-    *batches, meta = contents
-    images = torch.cat([torch.from_numpy(batch["data"]) for batch in batches]).view(-1, 3, 32, 32)
-    labels = torch.tensor([label for batch in batches for label in batch["labels"]])
-    sizes = [len(labels) - len(batches[-1]["labels"]), len(batches[-1]["labels"])]
-    train, test = map(TensorDataset, images.split(sizes), labels.split(sizes))
-    return Data(tuple(meta["label_names"]), train, test)
+        for train in (True, False):
+            try:
+                part = CIFAR10(folder.parent, train)
+            except (RuntimeError, OSError):  # whose message advises a download
+                said = f"{folder} is incomplete or damaged: delete it and run again"
+                raise ValueError(said) from None
+            images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
+            parts.append(TensorDataset(images, torch.tensor(part.targets)))
+    return Data(tuple(part.classes), *parts)
 
 
 def _download(folder: Path) -> None:
@@ -100,17 +96,18 @@ def _download(folder: Path) -> None:
 def _fetch_archive(archive: Path, root: Path) -> Path:
     """Download `archive` and return it; ConnectionError, with what to do, if every mirror fails."""
     failures, timeout = [], socket.getdefaulttimeout()
-    for url in MIRRORS:
-        socket.setdefaulttimeout(STALL)  # torchvision would wait for ever
-        try:
-            download_url(url, archive.parent, archive.name, CIFAR10.tgz_md5)
-            return archive
-        except Exception as error:  # a malformed proxy, for one, raises a UnicodeError
-            if getattr(error, "errno", None) in NO_ROOM:
-                raise
-            failures.append(f"{url}: {error!r}")
-        finally:
-            socket.setdefaulttimeout(timeout)
+    socket.setdefaulttimeout(STALL)  # torchvision would wait forever
+    try:
+        for url in MIRRORS:
+            try:
+                download_url(url, archive.parent, archive.name, CIFAR10.tgz_md5)
+                return archive
+            except Exception as error:  # a malformed proxy, for one, raises a UnicodeError
+                if getattr(error, "errno", None) in NO_ROOM:
+                    raise
+                failures.append(f"{url}: {error!r}")
+    finally:
+        socket.setdefaulttimeout(timeout)
     advice = f"Put {archive.name} into {root}, set CIFAR10_ROOT to its folder, or try RECIPE=smoke"
     raise ConnectionError("\n".join(["CIFAR-10 could not be downloaded.", *failures, advice]))
 
@@ -118,10 +115,9 @@ def _fetch_archive(archive: Path, root: Path) -> Path:
 def load_sample() -> Data:
     """Return the first 200 training and 50 test images of each class of CIFAR-10.
 
-    They are one picture, `sample.png`: 40 rows of 50 training images, four rows per class, then 10
-    rows of test images. Here the classes alternate. Your own data work the same way, as
-    `Data(names, TensorDataset(images, labels), TensorDataset(test_images, test_labels))`, or, for
-    predictions alone, in `utils.Loader(TensorDataset(images, labels), transforms, batch_size)`.
+    They lie in one picture, `sample.png`: 40 rows of 50 training images, four rows per class, then
+    10 rows of test images. Here the classes alternate. Your own data work the same way, as
+    `Data(names, TensorDataset(images, labels), TensorDataset(test_images, test_labels))`.
     Raises ValueError for a missing or damaged picture.
     """
     if not check_integrity(SHEET, SHEET_MD5):

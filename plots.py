@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 
 from runs import LABELS
 
-# The same everywhere; told apart by colour-blind eyes (Okabe and Ito 2008) and in grey print.
+# The same everywhere; distinct to colour-blind eyes (Okabe and Ito 2008) and in grey print.
 STYLES = {
     "bn": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
     "gn": {"color": "#E69F00", "linestyle": "--", "marker": "s"},
@@ -20,14 +20,14 @@ STYLES = {
 
 
 def post_points(x: torch.Tensor, changed: torch.Tensor, axes: Sequence[int]) -> Figure:
-    """Return a Figure of numbers before and after they are normalized over `axes`.
+    """Return a Figure of numbers before and after normalizing them over `axes`.
 
-    `x` and `changed` are (images, channels, positions); each has a row, and each image a column.
-    Numbers of one colour share a mean and a deviation. In the second row, rings mark where the
+    `x` and `changed`, each a row, are (images, channels, positions); each image is a column.
+    Numbers of one colour share a mean and a deviation. Rings in the second row mark where the
     numbers of the first one went.
     """
     sets = torch.arange(x.numel()).view_as(x).amin(axes, keepdim=True).expand_as(x)
-    palette = ("#8E44AD", "#16A085", "#C0392B", "#7F8C8D")  # none that stands for a norm
+    palette = ("#8E44AD", "#16A085", "#C0392B", "#7F8C8D")  # none of a norm
     colors = dict(zip(sets.unique().tolist(), palette, strict=False))
     after = []
     for numbers in (x, changed):
@@ -62,10 +62,10 @@ def post_points(x: torch.Tensor, changed: torch.Tensor, axes: Sequence[int]) -> 
 
 
 def post_cubes(groups: int = 4) -> Figure:
-    """Return a Figure of the activations that share a mean and a deviation, with each norm.
+    """Return a Figure of which activations share a mean and a deviation under each norm.
 
-    A cube is the output of a layer with 8 channels for a batch of 4 images; each little one is an
-    activation. The purple ones are one set.
+    A block is a layer's output with 8 channels for 4 images, each of its cubes an activation. The
+    purple ones are one set.
     """
     image, channel, _ = torch.meshgrid(*map(torch.arange, (4, 8, 3)), indexing="ij")
     front = image == 0
@@ -81,7 +81,7 @@ def post_cubes(groups: int = 4) -> Figure:
         solid = shaded.transpose(0, 1).numpy()
         for part, color in ((~solid, "#DCE6F0"), (solid, "#B03A6F")):
             axis.voxels(part, facecolors=color, edgecolors="#333333", linewidth=0.5)
-        axis.set(xticks=[], yticks=[], zticks=[], facecolor="none")  # labels stand over the edge
+        axis.set(xticks=[], yticks=[], zticks=[], facecolor="none")  # so that labels show
         axis.set_title(name, fontsize=12, y=1.0)
         for side, label in (("x", "channels"), ("y", "images"), ("z", "height x width")):
             getattr(axis, f"{side}axis").set_label_text(label, fontsize=11)
@@ -94,9 +94,9 @@ def post_cubes(groups: int = 4) -> Figure:
 
 
 def post_lines(lines: Mapping, title: str, xlabel: str, ylabel: str, log=False, window=1) -> Figure:
-    """Return a Figure of a line for each name, which is a norm's or any other: values y by x.
+    """Return a Figure with a line per name, of a norm or any other, from its values y by x.
 
-    With `window` a line is the mean of that many values; the values are drawn faintly behind it.
+    With `window`, a line is the mean of that many values, which are drawn faintly behind it.
     """
     figure = Figure(figsize=(9, 4), layout="constrained")
     axis = figure.subplots()
@@ -106,7 +106,7 @@ def post_lines(lines: Mapping, title: str, xlabel: str, ylabel: str, log=False, 
 
 
 def draw_lines(axis, lines: Mapping[str, Mapping], window=1) -> None:
-    """Draw a line for each name on the axis, with a legend: see `post_lines`."""
+    """Draw a line per name on the axis, with a legend: see `post_lines`."""
     for i, (name, values) in enumerate(lines.items()):
         x, y = list(values), torch.tensor(list(values.values()), dtype=torch.float64)
         style = STYLES.get(name, {"linestyle": ("-", "--")[i % 2], "marker": "o"})
@@ -126,7 +126,7 @@ Signals = Mapping[str, Mapping[str, tuple[torch.Tensor, torch.Tensor]]]
 def post_signal(signals: Signals) -> Figure:
     """Return a Figure of the standard deviation by block, before and after the normalization.
 
-    `signals` has for each network, by its norm, and each block the activations before and after.
+    `signals` has the activations before and after it, by norm of the network and by block.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = zip(figure.subplots(1, 2, sharey=True), ("before", "after"), strict=True)
@@ -163,10 +163,10 @@ def post_histograms(signals: Signals, blocks: Sequence[str] = ("C1", "C5", "C10"
 
 
 def post_display(images: torch.Tensor, captions: Sequence[str], title: str, columns=10) -> Figure:
-    """Return a Figure of uint8 images (N, 3, H, W) in rows of `columns`, each under its caption."""
+    """Return a Figure of uint8 images (N, 3, H, W) in rows of `columns`, below their captions."""
     rows = max(1, -(-len(images) // columns))
     lines = 1 + max((caption.count("\n") for caption in captions), default=0)
-    size = 12 / columns  # inches an image, of which a line of text takes 0.2
+    size = 12 / columns  # inches per image; a line of text takes 0.2
     figure = Figure(figsize=(12, rows * (size + 0.2 * lines) + 0.4), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -185,8 +185,8 @@ def post_accuracyplots(
 ) -> Figure:
     """Return a Figure of a history by epoch; the test curve has the colour of `norm`.
 
-    `committed` has the histories of other runs by norm: those of `norm` are drawn as a band from
-    the lowest to the highest, others as the thin line of their mean.
+    `committed` has the histories of other runs by norm: those of `norm` become a band from lowest
+    to highest, others a thin line of their mean.
     """
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     figure.suptitle(title)
@@ -195,7 +195,7 @@ def post_accuracyplots(
     for key, label in (("loss", "mean negative log likelihood"), ("acc", "accuracy (%)")):
         axis = axes[key]
         axis.plot(epochs, history[f"clean_train_{key}"], "--", color="black", label="clean train")
-        color = STYLES.get(norm, STYLES["none"])["color"]  # it may be a norm of the user's own
+        color = STYLES.get(norm, STYLES["none"])["color"]  # or a norm of your own
         axis.plot(epochs, history[f"test_{key}"], "-", color=color, linewidth=2, label="test")
         for other, histories in committed.items():
             tests = torch.tensor([run[f"test_{key}"] for run in histories])  # (runs, epochs)
@@ -223,8 +223,8 @@ def post_misclassified(
 ) -> Figure:
     """Return a Figure of the first, or the most confident, `count` wrong predictions.
 
-    `prediction` is log-probabilities (N, 10) in the order of `dataset`. Each caption gives the
-    label, the predicted class and the probability that the network gave it.
+    `prediction` is log-probabilities (N, 10) in the order of `dataset`. Captions give the label,
+    the predicted class and its probability.
     """
     images, labels = dataset.tensors
     probability, predicted = prediction.exp().max(dim=1)
@@ -241,15 +241,15 @@ def post_misclassified(
 
 
 def post_confusion(prediction, labels, classes: Sequence[str], title: str) -> Figure:
-    """Return a Figure of the confusion matrix, true class by predicted class, and each accuracy.
+    """Return a Figure of the confusion matrix, true by predicted class, and class accuracies.
 
-    `prediction` is log-probabilities (N, 10) of images whose labels are `labels` (N,). A cell is a
-    number of images, coloured where they are wrong.
+    `prediction` is log-probabilities (N, 10) of images with the `labels` (N,). Cells are numbers of
+    images, coloured where they are wrong.
     """
     size = prediction.shape[1]
     pairs = (labels * size + prediction.argmax(dim=1)).cpu()
     counts = torch.bincount(pairs, minlength=size**2).view(size, size)
-    classes = [*classes, *range(len(classes), size)]  # outputs that are no class of the data
+    classes = [*classes, *range(len(classes), size)]  # outputs without a class
     errors = counts - counts.diag().diag()
     figure = Figure(figsize=(12, 6), layout="constrained")
     figure.suptitle(title)

@@ -40,7 +40,7 @@ def _choice(default: str, *others: str) -> Any:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every hyperparameter of a run with its limits; the defaults are `onecycle`."""
+    """Every hyperparameter of a run, with its limits; the defaults are `onecycle`."""
 
     name: str
     data: str = _choice(CIFAR, SAMPLE)
@@ -190,7 +190,7 @@ def get_seed(value: str | int) -> int:
 
 
 class Training(NamedTuple):
-    """What `utils.fit` trains, and with what; made by `utils.assemble` or in a notebook."""
+    """What `utils.fit` trains and what it trains with; made by `utils.assemble` or a notebook."""
 
     model: nn.Module
     train_loader: Any  # utils.Loader
@@ -209,7 +209,7 @@ def get_device_name(device: torch.device) -> str:
 
 
 def get_environment(device: torch.device, precision: str) -> dict[str, str | int | bool]:
-    """Return what a run's digits depend on besides its recipe, norm and seed."""
+    """Return what affects a run's digits besides its recipe, norm and seed."""
     return {
         "torch": str(torch.__version__),
         "device": get_device_name(device),
@@ -219,7 +219,7 @@ def get_environment(device: torch.device, precision: str) -> dict[str, str | int
     }
 
 
-@functools.cache  # the code as it was on the first call
+@functools.cache  # the code as of the first call
 def get_code() -> dict[str, str | bool]:
     """Return the git commit of the code and whether all but results/ is unchanged, or {}."""
     root = Path(__file__).resolve().parent
@@ -227,7 +227,7 @@ def get_code() -> dict[str, str | bool]:
         return {}
     command = ["git", "-C", str(root), "status", "--porcelain=v2", "--branch"]
     command += ["--untracked-files=no", "--", ".", ":!results"]
-    # Git's own variables, such as GIT_DIR, may point to another repository.
+    # Git's own variables, such as GIT_DIR, could point to another repository.
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(command, capture_output=True, check=True, env=env, encoding="utf-8")
@@ -259,14 +259,14 @@ def get_checksum(dataset: TensorDataset) -> int:
 def describe_training(training: Training) -> dict[str, Any]:
     """Return what trains, as plain JSON without the weights; it may differ from the recipe.
 
-    Whatever moves in training, such as the rate, is left out: a description never changes.
+    Whatever changes in training, such as the rate, is left out.
     """
     model, train_loader, test_loader, optimizer, scheduler, criterion = training
     parameters = list(model.parameters())
     groups = [{"size": len(g["params"])} | g | {"params": None} for g in optimizer.param_groups]
     settings = {k: v for k, v in getattr(criterion, "__dict__", {}).items() if k[0] != "_"}
     settings |= criterion.state_dict() if isinstance(criterion, nn.Module) else {}
-    with contextlib.suppress(OSError, TypeError):  # its name is all that a function's text says
+    with contextlib.suppress(OSError, TypeError):  # a function's text is only its name
         settings["source"] = inspect.getsource(criterion)
     cycled = {"momentum", "betas"} if getattr(scheduler, "cycle_momentum", False) else set()
     description = {
@@ -287,10 +287,10 @@ _MOVING |= {"_step_count", "_last_lr", "_is_initial", "_get_lr_called_within_ste
 
 
 def _make_plain(nest: Any, left_out: Collection[str] = ()) -> Any:
-    """Return the nest as JSON can hold it, at every level without the keys in `left_out`.
+    """Return the nest as plain JSON, at every level without the keys in `left_out`.
 
-    Tensors become lists, NaN and infinities null, and other objects text without their address,
-    which differs from process to process.
+    Tensors become lists, NaN and infinities null, and other objects text, without their address:
+    that differs between processes.
     """
 
     def spell(part: Any) -> Any:
@@ -304,14 +304,14 @@ def _make_plain(nest: Any, left_out: Collection[str] = ()) -> Any:
 
 
 def make_json(result: Mapping[str, Any]) -> bytes:
-    """Return a result as JSON; NaN, which JSON does not have, becomes null."""
+    """Return a result as JSON; NaN and infinities become null."""
     return (json.dumps(_make_plain(result), indent=1, allow_nan=False) + "\n").encode()
 
 
 def is_same_recipe(theirs: Mapping[str, Any], recipe: Recipe) -> bool:
-    """Return whether `theirs`, the fields in a result, describe the recipe.
+    """Return whether `theirs`, a result's fields, describe the recipe.
 
-    A field newer than the result counts as its default, and one dropped since must have been off.
+    Fields newer than the result are at their defaults; those dropped since must have been off.
     """
     ours = asdict(recipe)
     gone = {name: value for name, value in theirs.items() if name not in ours and not value}
@@ -322,8 +322,8 @@ def say(line: str) -> None:
     """Print a line; in a notebook also to the terminal, where nbconvert shows nothing else."""
     print(line, flush=True)
     if type(sys.stdout).__module__.startswith("ipykernel"):
-        with contextlib.suppress(AttributeError, OSError, ValueError):  # there may be none
-            os.write(sys.stderr.fileno(), f"{line}\n".encode())  # the descriptor is the terminal's
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # if there is no terminal
+            os.write(sys.stderr.fileno(), f"{line}\n".encode())
 
 
 # --- Checkpoint ----------------------------------------------------------------------------------
@@ -332,7 +332,7 @@ def say(line: str) -> None:
 class Checkpoint:
     """The full state of a run after its last finished epoch, in one file of `folder`.
 
-    `environments` lists those that trained the run so far, the current one last.
+    `environments` lists those that have trained the run, the current one last.
     """
 
     def __init__(self, run: Run, training: Training, folder: str | Path):
@@ -340,27 +340,26 @@ class Checkpoint:
         self.parts = {name: getattr(training, name) for name in ("model", "optimizer", "scheduler")}
         self.device = next(training.model.parameters()).device
         self.environments = [get_environment(self.device, run.precision)]
-        loaders = (training.train_loader, training.test_loader)
         self.identity = asdict(run) | describe_training(training)
         self.identity["network"] += f", {self.identity.pop('trainable')} trainable parameters"
-        self.identity["data"] = [get_checksum(loader.dataset) for loader in loaders]
+        self.identity["data"] = [get_checksum(loader.dataset) for loader in training[1:3]]
 
     def save(self, history: Mapping[str, list[float]]) -> None:
-        """Replace the saved state atomically; FloatingPointError if a number is not finite."""
+        """Replace the saved state in one step; FloatingPointError if a number is not finite."""
         state = {name: part.state_dict() for name, part in self.parts.items()}
         check_finite(**history, weights=state["model"], momentum=state["optimizer"])
         state |= {"identity": self.identity, "history": history}
         state |= {"environments": self.environments, "cpu_rng": torch.get_rng_state()}
         if self.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
-        # NumPy's numbers, such as a learning rate, could not be loaded again.
+        # NumPy's numbers, such as a learning rate, could not be loaded.
         state = tree_map(lambda leaf: leaf.item() if isinstance(leaf, np.generic) else leaf, state)
         write_whole({self.path: make_pt(state)})
 
     def load(self) -> dict[str, list[float]]:
         """Restore the saved state and return its history, or {} if there is none.
 
-        Raises ValueError for a damaged file and for one of another run.
+        Raises ValueError for a damaged file and for another run's.
         """
         if not self.path.exists():
             return {}
@@ -403,10 +402,8 @@ def check_finite(**kept: Any) -> None:
     for name, nest in kept.items():
         numbers = [leaf for leaf in tree_leaves(nest) if isinstance(leaf, float | torch.Tensor)]
         if not all(torch.as_tensor(number).isfinite().all() for number in numbers):
-            raise FloatingPointError(
-                f"The run diverged: its {name} is not finite any more. What was saved before is "
-                f"unchanged. {ADVICE}"
-            )
+            said = f"The run diverged: its {name} is not finite any more. {ADVICE}"
+            raise FloatingPointError(f"{said} What was saved before is unchanged.")
 
 
 def write_whole(contents: Mapping[Path, bytes]) -> None:
@@ -415,7 +412,7 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
     Raises OSError that names the files whose old content is kept.
     """
     parts = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in contents}
-    left = list(contents)
+    left = list(map(str, parts))
     try:
         for path, part in parts.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -425,11 +422,10 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
                 os.fsync(file.fileno())
         for path, part in parts.items():
             part.replace(path)
-            left.remove(path)
+            left.remove(str(path))
     except OSError as error:
-        names = " and ".join(map(str, left))
-        said = f"{names} could not be written ({error.strerror}); what was there is kept"
-        raise OSError(error.errno, said) from None
+        said = f"could not be written ({error.strerror}); what was there is kept"
+        raise OSError(error.errno, f"{' and '.join(left)} {said}") from None
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)

@@ -35,7 +35,7 @@ from plots import (  # noqa: F401  (for the notebooks)
     post_points,
     post_signal,
 )
-from runs import PRECISIONS, Checkpoint, Recipe, Run, Training, check_choice, say
+from runs import ADVICE, PRECISIONS, Checkpoint, Recipe, Run, Training, check_choice, say
 from runs import RECIPES as RECIPES  # for the notebooks
 
 # --- The device ----------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ def get_device() -> torch.device:
 
 
 def set_seed(seed: int) -> None:
-    """Seed every generator and choose deterministic kernels: on a CPU all is then repeatable."""
+    """Seed every generator and choose deterministic kernels: a CPU then repeats every digit."""
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
@@ -65,15 +65,15 @@ def get_precision(name: str | None, device: torch.device) -> str:
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
-        has = getattr(torch.cpu, "get_capabilities", dict)()  # older versions have none
+        has = getattr(torch.cpu, "get_capabilities", dict)()  # missing in older versions
         native = any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # last: ARM
     return "bfloat16" if native else "float32"
 
 
 def keep_memory() -> None:
-    """Have glibc keep what this process frees: the next step needs as much again.
+    """Have glibc keep what this process frees, since every step allocates it again.
 
-    It gives large pieces back to the system, and to get them again takes 6 to 21 % of a step.
+    By default large pieces return to the system, and getting them back takes 6 to 21 % of a step.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -85,13 +85,13 @@ def keep_memory() -> None:
 
 
 def get_data(recipe: Recipe, root: str | Path | None, device: torch.device) -> Data:
-    """Return the recipe's data on `device`; CIFAR-10 is read from `root`: see `load_cifar10`."""
+    """Return the recipe's data on `device`; `load_cifar10` reads CIFAR-10 from `root`."""
     return (load_cifar10(root) if recipe.data == CIFAR else load_sample()).to(device)
 
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """Crop each image at a random place of its own after reflecting `padding` pixels around it."""
+    """Shift each image at random by up to `padding` pixels both ways; borders are reflected."""
 
     padding: int
 
@@ -101,7 +101,7 @@ class RandomCrop:
         dy, dx = torch.randint(-self.padding, self.padding + 1, shifts, device=images.device)
         rows = self.reflect(torch.arange(height, device=images.device) + dy, height)  # (N, H)
         columns = self.reflect(torch.arange(width, device=images.device) + dx, width)  # (N, W)
-        pixels = rows[:, :, None] * width + columns[:, None, :]  # (N, H, W), what comes from where
+        pixels = rows[:, :, None] * width + columns[:, None, :]  # (N, H, W), where each comes from
         pixels = pixels.flatten(1)[:, None].expand(n, channels, -1)
         return images.flatten(2).gather(2, pixels).view_as(images)
 
@@ -140,7 +140,7 @@ class RandomAffine:
 
 @dataclass
 class Normalize:
-    """Map uint8 images to float32: scaled to [0, 1], less the mean, by a channel's deviation."""
+    """Scale uint8 images to [0, 1], subtract the channels' means, divide by their deviations."""
 
     mean: Sequence[float]
     std: Sequence[float]
@@ -149,13 +149,13 @@ class Normalize:
         self.constants = torch.tensor([self.mean, self.std]).view(2, -1, 1, 1)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        self.constants = self.constants.to(images.device)  # kept there: to copy waits for it
+        self.constants = self.constants.to(images.device)  # cached: a copy would synchronize
         mean, std = self.constants
         return v2_functional.to_dtype(images, torch.float32, scale=True).sub_(mean).div_(std)
 
 
 def get_train_transforms(recipe: Recipe) -> v2.Compose:
-    """Return the augmentation and normalization of a batch, uint8 to float32, both (N, 3, H, W)."""
+    """Return the augmentation and normalization of a batch (N, 3, H, W), uint8 to float32."""
     augment = []
     if recipe.crop:
         augment.append(RandomCrop(recipe.crop))
@@ -167,7 +167,7 @@ def get_train_transforms(recipe: Recipe) -> v2.Compose:
 
 
 def get_test_transforms() -> v2.Compose:
-    """Return the normalization alone: the same map as `get_train_transforms`, without chance."""
+    """Return the normalization alone, that of `get_train_transforms`."""
     return v2.Compose([Normalize(MEAN, STD)])
 
 
@@ -212,8 +212,8 @@ def get_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "sgd":
         decay = {"weight_decay": recipe.weight_decay}
         return torch.optim.SGD(model.parameters(), lr=recipe.lr, **decay, **options)
-    # Parametrizations keep the kernel under another name, and two convolutions may share one.
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    # Parametrizations keep the kernel under another name, and two convolutions may share one.
     every = [p for m in convolutions for p in m.parameters() if p.shape == m.weight.shape]
     kernels = {id(p): p for p in every}
     others = [p for p in model.parameters() if id(p) not in kernels]
@@ -264,7 +264,7 @@ class Muon(torch.optim.Optimizer):
             self._turn(weight, update, lr)
 
     def _turn(self, weight: nn.Parameter, update: torch.Tensor, lr: float) -> None:
-        # The columns in the order of channels_last, in which a convolution's weights lie.
+        # Columns in the order of channels_last, which is how a convolution's weights lie in memory.
         update = update.movedim(1, -1)
         matrix = orthogonalize(update.flatten(1))
         rate = lr * max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
@@ -279,8 +279,8 @@ class Normalized(Muon):
 
 
 def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
-    """Return the matrix with its singular values moved to about 0.7 to 1.1: Newton-Schulz."""
-    a, b, c = 3.4445, -4.775, 2.0315  # of a polynomial that is steep at 0
+    """Return the matrix with singular values of about 0.7 to 1.1, by Newton-Schulz iteration."""
+    a, b, c = 3.4445, -4.775, 2.0315  # coefficients of a polynomial that is steep at 0
     x = matrix.bfloat16()
     if tall := len(x) > x.shape[1]:
         x = x.T
@@ -292,12 +292,12 @@ def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def get_scheduler(optimizer, recipe: Recipe, steps_per_epoch: int) -> LRScheduler:
-    """Return the recipe's schedule, "step" or a linear "onecycle", to be advanced every step."""
+    """Return the recipe's schedule, "step" or a linear "onecycle"; it advances with every step."""
     if recipe.scheduler == "step":
         size = recipe.step_epochs * steps_per_epoch
         return StepLR(optimizer, size, recipe.step_factor)
     steps = max(2, recipe.epochs * steps_per_epoch)  # the last is at a rate of almost 0
-    # A rise or a fall of one step has no slope, and OneCycleLR divides by 0 there.
+    # OneCycleLR divides by 0 where a rise or a fall takes a single step.
     warmup = min(recipe.warmup, 1 - 1 / steps)
     return OneCycleLR(
         optimizer,
@@ -311,7 +311,7 @@ def get_scheduler(optimizer, recipe: Recipe, steps_per_epoch: int) -> LRSchedule
 
 
 def get_loss(recipe: Recipe) -> nn.Module:
-    """Return the negative log likelihood, a mean over images: the loss of every recipe."""
+    """Return the loss of every recipe: the negative log likelihood, averaged over images."""
     return nn.NLLLoss()
 
 
@@ -324,7 +324,7 @@ def GetCorrectPredCount(pPrediction: torch.Tensor, pLabels: torch.Tensor) -> tor
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return a context in which convolutions are computed in `precision`; float32 is not TF32."""
+    """Return a context that computes convolutions in `precision`; float32 never means TF32."""
     torch.backends.cudnn.allow_tf32 = False
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
@@ -332,11 +332,11 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def train(
     model, train_loader, optimizer, scheduler, criterion, precision="float32", size=None
 ) -> tuple[float, float]:
-    """Train for one epoch and return its mean loss an image and its accuracy in percent.
+    """Train for one epoch and return its mean loss per image and its accuracy in percent.
 
-    Both are of augmented images, and of the weights as they were at each step. With `size` images
-    are resized to that many pixels a side. The schedule moves on at every step. Raises
-    FloatingPointError, at the end of the epoch, if the loss of a step was not finite.
+    Both are of augmented images, with the weights as they were at each step. With `size`, images
+    are resized to that many pixels per side. Raises FloatingPointError, at the end of the epoch, if
+    the loss of a step was not finite.
     """
     keep_memory()
     model.train()
@@ -351,21 +351,22 @@ def train(
         loss.backward()
         optimizer.step()
         scheduler.step()
-        losses.append(loss.detach())  # on the device: no step waits for it
+        losses.append(loss.detach())  # stays on the device, so that no step waits for it
         correct += GetCorrectPredCount(prediction.detach(), labels)
         sizes.append(len(labels))
     losses = torch.stack(losses).tolist()
     if wrong := [step for step, loss in enumerate(losses, 1) if not math.isfinite(loss)]:
-        where = f"epoch {scheduler.last_epoch // len(train_loader)}, step {wrong[0]}"
-        said = f"The run diverged in {where}: the loss is not finite. {runs.ADVICE}"
-        raise FloatingPointError(said)
+        step = scheduler.last_epoch - len(losses) + wrong[0]
+        raise FloatingPointError(
+            f"The run diverged in step {step}: its loss is not finite. {ADVICE}"
+        )
     total_loss = sum(loss * size for loss, size in zip(losses, sizes, strict=True))
     return total_loss / sum(sizes), 100 * int(correct) / sum(sizes)
 
 
 @torch.inference_mode()
 def predict(model, loader: Loader, precision="float32") -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the log-probabilities (N, 10), float32, and the labels (N,) of all of the loader."""
+    """Return the log-probabilities (N, 10), float32, and labels (N,) of all the loader's images."""
     keep_memory()
     model.eval()
     predictions, labels = [], []
@@ -377,7 +378,7 @@ def predict(model, loader: Loader, precision="float32") -> tuple[torch.Tensor, t
 
 
 def test(model, test_loader: Loader, criterion, precision="float32") -> tuple[float, float]:
-    """Evaluate, and return the mean loss an image and the accuracy in percent."""
+    """Evaluate, and return the mean loss per image and the accuracy in percent."""
     prediction, labels = predict(model, test_loader, precision)
     correct = int(GetCorrectPredCount(prediction, labels))
     return float(criterion(prediction, labels)), 100 * correct / len(labels)
@@ -391,13 +392,12 @@ def make_model(arm: str, recipe: Recipe) -> nn.Module:
 
 
 def assemble(run: Run, data: Data, make: Callable = make_model) -> Training:
-    """Return what trains the run on its data, made as the notebooks do, on the data's device.
+    """Return what trains the run on its data, as the notebooks make it, on the data's device.
 
     `make` returns the network for a norm and a recipe.
     """
     recipe, device = run.recipe, data.train.tensors[0].device
-    transforms = get_train_transforms(recipe)
-    train_loader = Loader(data.train, transforms, recipe.batch_size, shuffle=True)
+    train_loader = Loader(data.train, get_train_transforms(recipe), recipe.batch_size, shuffle=True)
     test_loader = Loader(data.test, get_test_transforms(), recipe.batch_size)
     set_seed(run.seed)
     model = make(run.norm, recipe).to(device, memory_format=torch.channels_last)
@@ -406,9 +406,9 @@ def assemble(run: Run, data: Data, make: Callable = make_model) -> Training:
     return Training(model, train_loader, test_loader, optimizer, scheduler, get_loss(recipe))
 
 
-# What a history has for each epoch, and how it is printed: the first step's learning rate, the mean
-# loss an image, accuracy in percent, seconds. `train` is as trained (augmented images, weights that
-# move), `clean_train` in evaluation mode on the first CLEAN training images as they are.
+# What a history has per epoch, and how it is printed: the first step's learning rate, the mean loss
+# per image, accuracy in percent, seconds. `train` is as trained (augmented images, moving weights),
+# `clean_train` in evaluation mode on the first CLEAN training images as they are.
 COLUMNS = {
     "lr": ".4f",
     "train_loss": ".4f",
@@ -423,7 +423,7 @@ CLEAN = 10_000
 
 
 class _Trained(NamedTuple):
-    """What `fit` keeps of a model that it has trained, without a reference to the model."""
+    """What `fit` remembers of a model that it trained, without a reference to the model."""
 
     how: tuple  # its run, and all of its Training but the model
     history: dict[str, list[float]]
@@ -437,9 +437,9 @@ _trained: weakref.WeakKeyDictionary[nn.Module, _Trained] = weakref.WeakKeyDictio
 def fit(run: Run, training: Training, folder: str | Path = "checkpoints") -> dict[str, list[float]]:
     """Train for the recipe's epochs, print a line after each, and return the history by epoch.
 
-    The history has a list for each of COLUMNS. Every epoch ends with a checkpoint in `folder`, from
-    which the same run goes on. Raises FloatingPointError if a number is not finite (the last
-    checkpoint stays), ValueError for a checkpoint that is damaged or of another run and for parts
+    The history has a list per column of COLUMNS. Every epoch ends with a checkpoint in `folder`,
+    from which the same run goes on. Raises FloatingPointError if a number is not finite (the last
+    checkpoint stays), ValueError for a checkpoint that is damaged or another run's and for parts
     that do not belong together, and RuntimeError for a model already trained in another way.
     """
     model, train_loader, test_loader, optimizer, scheduler, criterion = training
@@ -456,8 +456,8 @@ def fit(run: Run, training: Training, folder: str | Path = "checkpoints") -> dic
         raise RuntimeError("This model is trained already: run the notebook from block 5 on.")
     clean = TensorDataset(*train_loader.dataset[:CLEAN])
     clean_loader = Loader(clean, test_loader.transforms, test_loader.batch_size)
-    say("epoch" + "".join(f"{column:>{max(10, len(column) + 2)}}" for column in COLUMNS))
     _trained[model] = _Trained(how, history, checkpoint.path, checkpoint.environments)
+    say("epoch" + "".join(f"{column:>{max(10, len(column) + 2)}}" for column in COLUMNS))
     for epoch in range(1, run.recipe.epochs + 1):
         if epoch > done:
             lr, start = float(optimizer.param_groups[0]["lr"]), time.perf_counter()
@@ -480,22 +480,16 @@ def _check_parts(training: Training) -> None:
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     wanted = {name: id(p) for name, p in model.named_parameters() if p.requires_grad}
     if left := [name for name, number in wanted.items() if number not in held]:
-        raise ValueError(
-            f"The optimizer lacks {len(left)} of the model's {len(wanted)} parameters, such as "
-            f"{left[0]}. Run the cell again that makes the optimizer; a parameter that is not to "
-            "be trained has requires_grad=False."
-        )
+        said = f"The optimizer lacks {len(left)} of the model's {len(wanted)} parameters, such as "
+        raise ValueError(f"{said}{left[0]}. Run its cell again, or set their requires_grad=False.")
     if getattr(scheduler, "optimizer", optimizer) is not optimizer:
         raise ValueError("The scheduler is another optimizer's. Run the cell again that makes it.")
 
 
 def format_epoch(history: Mapping[str, Sequence[float]], epoch: int, epochs: int) -> str:
     """Return the line of an epoch, with the minutes that are left after it."""
-    cells = (
-        f"{history[column][epoch - 1]:{max(10, len(column) + 2)}{form}}"
-        for column, form in COLUMNS.items()
-    )
-    left = sum(history["seconds"]) / len(history["seconds"]) * (epochs - epoch) / 60
+    cells = [f"{history[c][epoch - 1]:{max(10, len(c) + 2)}{form}}" for c, form in COLUMNS.items()]
+    left = statistics.mean(history["seconds"]) * (epochs - epoch) / 60
     return f"{epoch:5d}{''.join(cells)}" + (f"  {left:.1f} min left" if epoch < epochs else "")
 
 
@@ -505,12 +499,12 @@ def save_result(
     """Write the run's JSON and its weights to `folder`, and return a sentence that says so.
 
     `clean_train_acc` is the accuracy (%) on all training images in evaluation mode, `prediction`
-    the log-probabilities (N, 10) of the test set. A run on the sample writes nothing. Run and
-    history are those that `fit` has of the model, if it has any. The checkpoint of a finished run
-    is deleted once the result is on the disk.
+    the log-probabilities (N, 10) of the test set. A run on the sample writes nothing. If `fit`
+    trained the model, its run and history are taken. The checkpoint of a finished run is deleted
+    once the result is on the disk.
     """
     trained = _trained.get(training.model)
-    if trained:  # the notebook's own may be of another run since
+    if trained:  # a notebook's names may have changed since
         run, history = trained.how[0], trained.history
     path = run.get_path(folder, ".json")
     if run.recipe.data == CIFAR:
@@ -530,7 +524,7 @@ def save_result(
 
 
 def get_outcome(training: Training, history: Mapping, clean_train_acc: float, prediction) -> dict:
-    """Return what trained, and what came out: the arguments are those of `save_result`."""
+    """Return what trained and what came out, from the arguments of `save_result`."""
     digits = "".join(map(str, prediction.argmax(dim=1).tolist()))
     outcome = {"history": history, "clean_train_acc": clean_train_acc, "test_predictions": digits}
     return runs.describe_training(training) | outcome
@@ -539,7 +533,7 @@ def get_outcome(training: Training, history: Mapping, clean_train_acc: float, pr
 def load_committed(run: Run) -> dict[str, list[dict]]:
     """Return the histories of the committed runs of this recipe, by norm: five seeds, in float32.
 
-    There are none for `smoke`, for a recipe of your own, and where results/ is not at hand.
+    `smoke` and recipes of your own have none; nor are there any where results/ is missing.
     """
     folder, found = Path(__file__).with_name("results") / "float32", {}
     for path in sorted(folder.glob(f"{run.recipe.name}-*-seed[1-5].json")):
@@ -550,7 +544,7 @@ def load_committed(run: Run) -> dict[str, list[dict]]:
 
 
 def compare_with_committed(run: Run, accuracy: float, committed: Mapping) -> str:
-    """Return whether 95 % of further runs would end as far from the mean of the committed ones."""
+    """Say whether a run ends in the 95 % prediction interval of the five committed ones."""
     ends = [history["test_acc"][-1] for history in committed.get(run.norm, [])]
     if len(ends) != 5:
         return "There are no five committed runs at hand to compare this one with."

@@ -3,17 +3,17 @@
     python -m experiments.claims rates --arms bn gn --values 0.1 --seeds 1 2 3
 
 An arm is a norm, or "he": no normalization, but He initialization. A run that has its JSON is
-skipped, and one that was cut off goes on (one of `shift` starts over). All are in float32 but those
-of `tuning`, for which the variable PRECISION chooses. The lab book says what each claim is.
+skipped, and one that was cut off goes on (one of `shift` starts over). All are in float32, except
+for `tuning`, where the variable PRECISION chooses. The lab book says what each claim is.
 """
 
 import argparse
+import copy
 import functools
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ from experiments import robustness
 from experiments.replicate import add_options, get_runs, run_left
 from experiments.results import COMPARED, ROOT, SEEDS
 from experiments.variants import ADDED, make_network
-from runs import ADVICE, RECIPES, Recipe, Run, Training, describe_run, make_json, write_whole
+from runs import RECIPES, Recipe, Run, Training, check_finite, describe_run, make_json, write_whole
 
 FOLDER, TUNING = (ROOT / "results" / name for name in ("claims", "tuning"))
 CHECKPOINTS = ROOT / "checkpoints" / "claims"
@@ -54,7 +54,7 @@ def measure_history(run: Run, training: Training) -> dict:
 
 
 def measure_final(run: Run, training: Training) -> dict:
-    """Train, and return what a result of a notebook has, too."""
+    """Train, and return what the result of a notebook has, too."""
     history = utils.fit(run, training, CHECKPOINTS)
     test_loader, criterion = training.test_loader, training.criterion
     images = training.train_loader.dataset
@@ -76,7 +76,7 @@ def measure_averages(run: Run, training: Training) -> dict:
 def measure_scales(run: Run, training: Training) -> dict:
     """Train; also return the standard deviation of each channel by layer, before and after.
 
-    It is over SCALE_IMAGES test images and all positions of a block's output.
+    Taken over SCALE_IMAGES test images and all positions of a block's output.
     """
     images = utils.get_test_transforms()(training.test_loader.dataset[:SCALE_IMAGES][0])
     before = get_deviations(training.model, images)
@@ -88,24 +88,22 @@ def measure_scales(run: Run, training: Training) -> dict:
 @torch.inference_mode()
 def get_deviations(model: nn.Module, images: torch.Tensor) -> dict[str, list[float]]:
     """Return the standard deviation of each channel of each block's output, by layer."""
-    model.train()
-    deviations, buffers = {}, {name: b.clone() for name, b in model.named_buffers()}
-    for name, layer in model.layers.named_children():
+    deviations = {}
+    for name, layer in copy.deepcopy(model).train().layers.named_children():  # keeps its averages
         images = layer(images)
         if name.startswith("C"):
             deviations[name] = images.std(dim=(0, 2, 3)).tolist()
-    model.load_state_dict(buffers, strict=False)
     return deviations
 
 
 def measure_shift(run: Run, training: Training) -> dict:
-    """Train; return, for every SHIFT_EVERY-th step, its shift and the loss along its gradient."""
+    """Train; return the shift and the loss along the gradient at every SHIFT_EVERY-th step."""
     model, loader, test_loader, optimizer, scheduler, criterion = training
     utils.set_seed(run.seed)
     watched = {layer: f"layers.{layer}.conv.weight" for layer in WATCHED}
     rows, step = [], 0
+    model.train()
     for _ in range(run.recipe.epochs):
-        model.train()
         for images, labels in loader:
             rate = optimizer.param_groups[0]["lr"]
             if step % SHIFT_EVERY == 0:
@@ -115,29 +113,18 @@ def measure_shift(run: Run, training: Training) -> dict:
                 row = {"step": step, "shift": shift, **get_line(get, weights, rate)}
                 # None for what is not finite: far along the gradient the loss may overflow.
                 rows.append(json.loads(json.dumps(row), parse_constant=lambda _: None))
-            loss = criterion(model(images), labels)
-            check_loss(loss.item(), f"in step {step + 1}, at rate {rate:g},")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            scheduler.step()
+            utils.train(model, [(images, labels)], optimizer, scheduler, criterion)
             step += 1
     loss, accuracy = utils.test(model, test_loader, criterion)
-    check_loss(loss, f"after the last step, at rate {rate:g},")
+    check_finite(test_loss=loss)
     return {"history": {"test_loss": [loss], "test_acc": [accuracy]}, "rows": rows}
-
-
-def check_loss(loss: float, when: str) -> None:
-    """Raise FloatingPointError that says when, if the loss is not finite."""
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"The run diverged: its loss {when} is not finite. {ADVICE}")
 
 
 Gradient = Callable[[Tensors], tuple[float, Tensors]]  # of weights: the loss and its gradient
 
 
 def make_gradient(model: nn.Module, criterion, images, labels) -> Gradient:
-    """Return the gradient of this batch's loss as a function of weights; the model stays as is."""
+    """Return the gradient of this batch's loss as a function of the weights."""
 
     def get(weights: Tensors) -> tuple[float, Tensors]:
         weights = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
@@ -150,9 +137,9 @@ def make_gradient(model: nn.Module, criterion, images, labels) -> Gradient:
 
 
 def get_shift(get: Gradient, weights: Tensors, rate: float, watched: Mapping[str, str]) -> dict:
-    """Return how the gradients of `watched` change when all earlier weights take their step.
+    """Return how the gradients of `watched`, names by label, change once earlier weights step.
 
-    `watched` has their names by label. So Santurkar et al. (2018) define internal covariate shift.
+    This is the internal covariate shift of Santurkar et al. (2018).
     """
     _, gradients = get(weights)
     shifts = {}
@@ -171,10 +158,10 @@ def measure_change(one: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
 
 
 def get_line(get: Gradient, weights: Tensors, rate: float) -> dict:
-    """Measure loss and gradient along the negative gradient, at DISTANCES times the rate.
+    """Return what loss and gradient do along the negative gradient, at DISTANCES times the rate.
 
-    Return the range of the loss, the largest change of the gradient as a share of its norm, and
-    of such a change by its distance (the effective smoothness of Santurkar et al. 2018).
+    These are the range of the loss, the gradient's largest change as a share of its norm, and the
+    largest change per distance (the effective smoothness of Santurkar et al. 2018).
     """
     _, gradients = get(weights)
     start, losses, changes = torch.cat([g.flatten() for g in gradients.values()]), [], []
@@ -184,7 +171,7 @@ def get_line(get: Gradient, weights: Tensors, rate: float) -> dict:
         there = torch.cat([gradient.flatten() for gradient in there.values()])
         changes.append(measure_change(start, there)["change"])
     losses, changes, distances = torch.tensor([losses, changes, DISTANCES], dtype=torch.float64)
-    return {  # of tensors, since Python's max can miss a nan
+    return {  # of tensors, since Python's max can miss a NaN
         "loss_range": [losses.min().item(), losses.max().item()],
         "change": changes.max().item(),
         "smoothness": (changes / distances).max().item(),
@@ -204,74 +191,26 @@ class Claim:
     protocol: Mapping[str, object] = field(default_factory=dict)  # what else is fixed
     folder: Path = FOLDER
     seeds: Sequence[int] = (1, 2, 3)
-    settings: Mapping[str, dict[str, int]] = field(default_factory=dict)  # of its network, by value
-
-    def get_settings(self, run: Run) -> dict[str, int]:
-        """Return what `make_network` takes for the run."""
-        values = {recipe.name: value for value, recipe in self.recipes.items()}
-        return self.settings.get(values[run.recipe.name], {})
-
-    def get_protocol(self, run: Run) -> dict[str, object]:
-        """Return what is recorded of how the run is made, besides its recipe."""
-        return self.protocol | self.get_settings(run)
+    settings: Mapping[str, dict] = field(default_factory=dict)  # of its network, by recipe's name
 
 
-# Searches for a recipe: what each started from, and what each trial changed of it.
-# (The code of `small-cut` and `small-smoothing` is in commit 772d48b.)
-STARTS = {"start": replace(SGD, lr=0.1), "muon": MUON, "quick": replace(MUON, epochs=4)}
-STARTS["small"] = replace(MUON, epochs=4, lr=0.05, small_epochs=3)
-TRIALS = {
-    "start": {
-        "start": {},
-        "lr-0.025": {"lr": 0.025},
-        "lr-0.05": {"lr": 0.05},
-        "lr-0.2": {"lr": 0.2},
-        "lr-0.025-batch-64": {"lr": 0.025, "batch_size": 64},
-        "lr-0.05-crop-1": {"lr": 0.05, "crop": 1},
-        "lr-0.05-crop-3": {"lr": 0.05, "crop": 3},
-        "lr-0.05-decay-0.0002": {"lr": 0.05, "weight_decay": 0.0002},
-        "lr-0.05-decay-0.001": {"lr": 0.05, "weight_decay": 0.001},
-        "lr-0.05-rotation-3-resize-0.05": {"lr": 0.05, "rotation": 3.0, "resize": 0.05},
-        "lr-0.05-warmup-0.1": {"lr": 0.05, "warmup": 0.1},
-        "lr-0.05-warmup-0.4": {"lr": 0.05, "warmup": 0.4},
-    },
-    "muon": {
-        "muon": {},
-        "muon-affine-lr-0.2": {"affine_lr": 0.2},
-        "muon-decay-0.1": {"weight_decay": 0.1},
-        "muon-lr-0.02": {"lr": 0.02},
-        "muon-lr-0.05": {"lr": 0.05},
-        "muon-lr-0.02-batch-64": {"lr": 0.02, "batch_size": 64},
-    },
-    "quick": {
-        "quick": {},
-        "quick-batch-64": {"batch_size": 64},
-        "quick-crop-1": {"crop": 1},
-        "quick-decay-0": {"weight_decay": 0.0},
-        "quick-lr-0.05": {"lr": 0.05},
-        "quick-warmup-0.2": {"warmup": 0.2},
-    },
-    "small": {
-        "small": {},
-        "small-affine-lr-0.1": {"affine_lr": 0.1},
-        "small-epochs-3-first-2": {"epochs": 3, "small_epochs": 2},
-        "small-epochs-5-first-4-size-20": {"epochs": 5, "small_epochs": 4, "small_size": 20},
-        "small-first-2": {"small_epochs": 2},
-        "small-first-2-size-20": {"small_epochs": 2, "small_size": 20},
-        "small-lr-0.07-batch-256": {"lr": 0.07, "batch_size": 256},
-        "small-lr-0.1": {"lr": 0.1},
-        "small-size-20": {"small_size": 20},
-    },
-}
-TRIED = {
-    name: replace(STARTS[start], name=name, **changes)
-    for start, trials in TRIALS.items()
-    for name, changes in trials.items()
-}
+def read_trials() -> dict[str, Recipe]:
+    """Return the recipes that were tried by hand, as their results record them, by name.
+
+    Two are left out, of code that is gone: `small-cut` and `small-smoothing` (commit 772d48b).
+    """
+    known, trials = {item.name for item in fields(Recipe)}, {}
+    for path in sorted(TUNING.rglob("*-bn-seed1.json")):
+        recorded = records.load_result(path)["recipe"]
+        if not any(value for name, value in recorded.items() if name not in known):
+            recorded = {name: value for name, value in recorded.items() if name in known}
+            trials[recorded["name"]] = Recipe(**recorded)
+    return trials
+
 
 OPTIMIZERS = {f"sgd-{lr:g}": replace(SGD, lr=lr) for lr in (0.01, 0.03, 0.1, 0.3)}
 OPTIMIZERS |= {f"muon-{lr:g}": replace(MUON, lr=lr) for lr in (0.01, 0.02, 0.03, 0.05)}
-# Steps whose size does not hang on the gradient's. AdamW's momentum is its first beta.
+# Steps whose size does not depend on the gradient's. AdamW's momentum is its first beta.
 NORMALIZED = replace(MUON, optimizer="normalized")
 ADAMW = replace(MUON, optimizer="adamw", momentum=0.9)
 SCALED = {f"normalized-{lr:g}": replace(NORMALIZED, lr=lr) for lr in (0.0003, 0.001, 0.003, 0.01)}
@@ -279,8 +218,6 @@ SCALED |= {f"adamw-{lr:g}": replace(ADAMW, lr=lr) for lr in (0.001, 0.003, 0.01,
 RATES = {f"{lr:g}": replace(SGD, lr=lr) for lr in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)}
 SIZES = {f"{n}": replace(SGD, batch_size=n, lr=0.05 * n / 128) for n in (2, 4, 16, 64, 256)}
 PLAIN = {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "scheduler": "step", "crop": 0}
-GHOSTS = {f"{n}": {"ghost": n} for n in (2, 4, 16, 64, 128)}
-DEPTHS = {f"{n}": {"depth": n} for n in ADDED}
 AT_0_1 = {"0.1": replace(SGD, epochs=3, lr=0.1, flip=0.0, **PLAIN)}
 
 
@@ -289,16 +226,18 @@ def vary(claim: str, recipes: Mapping[str, Recipe], **changes) -> dict[str, Reci
     return {v: replace(recipe, name=f"{claim}-{v}", **changes) for v, recipe in recipes.items()}
 
 
-PARTS = vary("ghosts", dict.fromkeys(GHOSTS, SGD), epochs=5)
-DEEPER = vary("depth", dict.fromkeys(DEPTHS, MUON), lr=0.02, epochs=4)
+SEARCHED = vary("search", OPTIMIZERS | SCALED, epochs=10)
+PARTS = vary("ghosts", {f"{n}": SGD for n in (2, 4, 16, 64, 128)}, epochs=5)
+GHOSTS = {recipe.name: {"ghost": int(value)} for value, recipe in PARTS.items()}
+TRAINED = vary("robustness", {"muon": MUON})
+DEEPER = vary("depth", {f"{n}": MUON for n in ADDED}, lr=0.02, epochs=4)
+DEPTHS = {recipe.name: {"depth": int(value)} for value, recipe in DEEPER.items()}
 BARE, HELD = ("none", "he"), {"held_out": HELD_OUT}
 RECOMPUTED, SCALES = {"recomputed_on": RECOMPUTED_ON}, {"images": SCALE_IMAGES}
 SHIFT = {"every": SHIFT_EVERY, "watched": list(WATCHED), "distances": list(DISTANCES)}
 CLAIMS = {
     "rates": Claim(measure_history, ARMS, vary("rates", RATES, epochs=4)),
-    "search": Claim(
-        measure_history, (*BARE, "bn"), vary("search", OPTIMIZERS | SCALED, epochs=10), HELD
-    ),
+    "search": Claim(measure_history, (*BARE, "bn"), SEARCHED, HELD),
     "baseline": Claim(measure_final, BARE, vary("baseline", OPTIMIZERS)),
     "optimizers": Claim(measure_final, ARMS[:4], vary("optimizers", SCALED), seeds=SEEDS),
     "batches": Claim(measure_averages, COMPARED, vary("batches", SIZES, epochs=5), RECOMPUTED),
@@ -306,14 +245,8 @@ CLAIMS = {
     "shift": Claim(measure_shift, ARMS, vary("shift", AT_0_1), SHIFT),
     "ghosts": Claim(measure_averages, ("bn",), PARTS, RECOMPUTED, seeds=SEEDS, settings=GHOSTS),
     "depth": Claim(measure_history, ("none", "bn"), DEEPER, settings=DEPTHS),
-    "robustness": Claim(
-        robustness.measure,
-        COMPARED,
-        vary("robustness", {"muon": MUON}),
-        robustness.PROTOCOL,
-        seeds=SEEDS,
-    ),
-    "tuning": Claim(measure_history, COMPARED, TRIED, HELD, TUNING, (1,)),
+    "robustness": Claim(robustness.measure, COMPARED, TRAINED, robustness.PROTOCOL, seeds=SEEDS),
+    "tuning": Claim(measure_history, COMPARED, read_trials(), HELD, TUNING, (1,)),
 }
 
 
@@ -332,30 +265,31 @@ def rename(nest, old: str, new: str):
     return {names[key]: rename(part, old, new) for key, part in nest.items()}
 
 
-def run_claim(claim: str, run: Run) -> str:
+def run_claim(name: str, run: Run) -> str:
     """Make one run of a claim, write its JSON, and return a line that says what came out.
 
     A run that diverges is a result: it says where, and has no accuracy. One that is judged by
     held-out images has `validation_` for `test_` in its names.
     """
-    data, protocol = records.get_data(run.recipe), CLAIMS[claim].get_protocol(run)
-    make = functools.partial(make_network, **CLAIMS[claim].get_settings(run))
-    if held_out := protocol.get("held_out"):
+    claim, data = CLAIMS[name], records.load_data(run.recipe)
+    settings = claim.settings.get(run.recipe.name, {})
+    if held_out := claim.protocol.get("held_out"):
         data = hold_out(data, held_out)
+    training = utils.assemble(run, data, functools.partial(make_network, **settings))
     try:
-        measured = CLAIMS[claim].measure(run, utils.assemble(run, data, make))
+        measured = claim.measure(run, training)
         said = f"{measured['history']['test_acc'][-1]:.2f} %"
     except FloatingPointError as error:
         measured, said = {"history": {}, "diverged": str(error)}, str(error)
-    result = describe_run(run, data) | {"protocol": protocol} | measured
+    result = describe_run(run, data) | {"protocol": claim.protocol | settings} | measured
     if held_out:
         result = rename(result, "test_", "validation_")
-    write_whole({run.get_path(CLAIMS[claim].folder, ".json"): make_json(result)})
+    write_whole({run.get_path(claim.folder, ".json"): make_json(result)})
     run.get_path(CHECKPOINTS, ".pt").unlink(missing_ok=True)
     return said
 
 
-def make_job(claim: str, run: Run) -> list[str]:
+def make_command(claim: str, run: Run) -> list[str]:
     """Return the module and the arguments that make this run alone."""
     value = run.recipe.name.removeprefix(f"{claim}-")
     options = f"{claim} --values {value} --arms {run.norm} --seeds {run.seed} --one"
@@ -375,7 +309,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         add_options(options, claim.seeds)
     options = parser.parse_args(arguments)
     options.norms = options.arms
-    options.precision = records.get_precision() if options.claim == "tuning" else "float32"
+    options.precision = records.choose_precision() if options.claim == "tuning" else "float32"
     if os.environ.get("PRECISION", "").strip() not in ("", "native", options.precision):
         parser.error("PRECISION is another, but claims are measured in float32 alone: unset it")
     return options
@@ -388,9 +322,9 @@ def main() -> None:
     if options.one:
         return print(run_claim(options.claim, runs[0]))
     for run in runs:
-        records.is_done(run, claim.folder, claim.get_protocol(run))  # or measured in another way
-    job = functools.partial(make_job, options.claim)
-    run_left(runs, claim.folder, job, options)
+        protocol = claim.protocol | claim.settings.get(run.recipe.name, {})
+        records.is_done(run, claim.folder, protocol)  # ValueError if it was measured in another way
+    run_left(runs, claim.folder, functools.partial(make_command, options.claim), options)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python -m experiments.compare --recipe muon --seed 1
 
 It takes what your three notebooks left in runs/ or, if one is missing there, the committed runs in
-results/. The variables RECIPE, SEED and PRECISION choose them as they do for the notebooks, and
-CIFAR10_ROOT is CIFAR-10's folder. The figure is written to a file.
+results/. The notebooks' variables apply: RECIPE, SEED, PRECISION and CIFAR10_ROOT. The figure is
+written to a file.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from experiments import results as records
 from experiments.results import COMPARED, ROOT, load_model, load_result
 from runs import LABELS, RECIPES, Run, get_recipe, get_seed
 
-COLUMNS = 6  # images on which one normalization alone is right
+COLUMNS = 6  # images that one normalization alone gets right
 OWN = ("norm", "network", "history", "clean_train_acc", "test_predictions")  # of each result
 
 
@@ -42,7 +42,7 @@ def find_runs(recipe: str, seed: int, folders: Sequence[Path]) -> dict[str, Path
 
 
 def name_differences(results: Mapping[str, dict]) -> str:
-    """Return a sentence that names what differs among the results besides the norm, or ""."""
+    """Return a sentence that names what differs between the results besides the norm, or ""."""
     first, *others = results.values()
     names = dict.fromkeys(name for result in results.values() for name in result if name not in OWN)
     differ = [n for n in names if any(other.get(n) != first.get(n) for other in others)]
@@ -50,7 +50,7 @@ def name_differences(results: Mapping[str, dict]) -> str:
 
 
 def find_alone(predictions: Mapping, labels: torch.Tensor, norm: str) -> torch.Tensor:
-    """Return the images (indices) that `norm` alone has right, those it is most sure of first."""
+    """Return the indices of the images that `norm` alone gets right, the surest first."""
     right = {name: p.argmax(dim=1) == labels for name, p in predictions.items()}
     others = torch.stack([hits for name, hits in right.items() if name != norm]).any(dim=0)
     alone = (right[norm] & ~others).nonzero().flatten()
@@ -59,7 +59,7 @@ def find_alone(predictions: Mapping, labels: torch.Tensor, norm: str) -> torch.T
 
 
 def draw(results: Mapping[str, dict], predictions: Mapping, data: Data) -> Figure:
-    """Return the three curves, and under them test images that one network alone has right."""
+    """Return the three curves, and below them test images that one network alone gets right."""
     (images, labels), classes = data.test.tensors, data.classes
     figure = Figure(figsize=(12, 14), layout="constrained")
     curves, *rows = figure.subfigures(1 + len(results), 1, height_ratios=[4] + [3.3] * len(results))
@@ -106,12 +106,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    folders = [ROOT / name / records.get_precision() for name in ("runs", "results")]
+    folders = [ROOT / name / records.choose_precision() for name in ("runs", "results")]
     if not os.environ.get("PRECISION", "").strip():
         folders.append(ROOT / "results" / "float32")  # the committed ones, on any machine
     paths = find_runs(options.recipe, options.seed, folders)
-    options.output.parent.mkdir(parents=True, exist_ok=True)  # before all that takes long
-    data = records.get_data(get_recipe(options.recipe))
+    options.output.parent.mkdir(parents=True, exist_ok=True)  # fails before the slow part
+    data = records.load_data(get_recipe(options.recipe))
     loader = utils.Loader(data.test, utils.get_test_transforms(), 128)
     results, predictions = {norm: load_result(path) for norm, path in paths.items()}, {}
     for norm, path in paths.items():

@@ -1,4 +1,4 @@
-"""The figures of both pages, each by the name of its file in images/."""
+"""The figures of both pages, by the names of their files in images/."""
 
 from collections.abc import Sequence
 
@@ -25,9 +25,9 @@ def get_style(arm: str) -> dict[str, str]:
 
 
 def draw_accuracies(frame: pd.DataFrame, recipes: Sequence[str]) -> Figure:
-    """Draw test accuracy by epoch: an arm's mean, and a band from the lowest to the highest run.
+    """Draw test accuracy by epoch: each arm's mean, in a band from the lowest to the highest run.
 
-    One axis per recipe; runs that diverged are left out.
+    There is one axis per recipe; diverged runs are left out.
     """
     figure, lines = Figure(figsize=(9, 4.5), layout="constrained"), {}
     for axis, recipe in zip(figure.subplots(1, len(recipes), sharey=True), recipes, strict=True):
@@ -124,9 +124,9 @@ def draw_values(frame: pd.DataFrame, what: str, title: str, place: str) -> Figur
 
 
 def draw_scales(scales: pd.DataFrame) -> Figure:
-    """Draw the channels' deviations by layer, before and after training.
+    """Draw the channels' deviations by layer, before and after training, averaged over seeds.
 
-    A line is the median, a band reaches from the 10th to the 90th percentile; means over seeds.
+    Lines are medians, and bands reach from the 10th to the 90th percentile.
     """
     figure = Figure(figsize=(9, 4), layout="constrained")
     for axis, moment in zip(figure.subplots(1, 2, sharey=True), ("before", "after"), strict=True):
@@ -139,13 +139,13 @@ def draw_scales(scales: pd.DataFrame) -> Figure:
         axis.set(title=f"{moment} training", xlabel="layer", yscale="log")
         axis.grid(alpha=0.3)
     figure.axes[0].set(ylabel="standard deviation of a channel's output")
-    figure.axes[0].set_ylim(bottom=1e-5)  # `none` lies below after training, with C10 at 0
+    figure.axes[0].set_ylim(bottom=1e-5)  # after training `none` lies below, with C10 at 0
     figure.axes[0].legend()
     return figure
 
 
 def draw_figures(frame: pd.DataFrame) -> dict[str, Figure]:
-    """Draw all figures, each by its name."""
+    """Draw all figures, by their names."""
     compared = frames.get_compared(frame)
     crosses = "After 4 epochs (line: mean, dash: one run, cross: a run that diverged)"
     grown = "After 5 epochs, the rate in proportion to the batch (line: mean, dash: one run)"

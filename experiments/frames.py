@@ -1,7 +1,4 @@
-"""The runs that a table or a figure is made of.
-
-A frame is one of `results.load_frame`, or part of it: one row per run.
-"""
+"""The runs that tables and figures are made of: frames are of `results.load_frame`, or parts."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -53,9 +50,9 @@ def get_batches(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def get_trials(frame: pd.DataFrame, claim: str) -> pd.DataFrame:
-    """Return the runs of `search` or `baseline` with the recipe they start from, and the `rate`.
+    """Return the runs of `search` or `baseline`, with the recipe they start from and the `rate`.
 
-    A trial that diverged has the validation accuracy of a guess.
+    A diverged trial has the validation accuracy of a guess.
     """
     trials = select(frame, claim=claim).fillna({"validation": CHANCE})
     words = trials.value.str.split("-")
@@ -63,7 +60,7 @@ def get_trials(frame: pd.DataFrame, claim: str) -> pd.DataFrame:
 
 
 def get_compared(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the notebooks' runs in float32, and those of `baseline` at the best searched rate."""
+    """Return the notebooks' runs in float32, and those of `baseline` at the search's best rate."""
     means = get_trials(frame, "search").groupby(["recipe", "arm", "rate"]).validation.mean()
     best, baseline = means.unstack().idxmax(axis=1), get_trials(frame, "baseline")
     rates = pd.MultiIndex.from_frame(baseline[["recipe", "arm"]]).map(best)
@@ -77,14 +74,14 @@ def tabulate(frame: pd.DataFrame, column: str, cell: str | Callable) -> pd.DataF
 
 
 def get_means(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return mean test accuracy (%) by arm and value; a run that diverged counts as a guess."""
+    """Return mean test accuracy (%) by arm and value; a diverged run counts as a guess."""
     return tabulate(frame.fillna({"test": CHANCE}), "value", "mean")
 
 
 def get_scales(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return percentiles of the channels' deviations: 10 (low), 50 (median) and 90 (high).
+    """Return the 10th (low), 50th (median) and 90th (high) percentile of channels' deviations.
 
-    One row per arm, seed, moment ("before" or "after" training) and layer.
+    One row per (arm, seed, moment, layer); the moment is "before" or "after" training.
     """
     rows = [
         (run.arm, run.seed, moment, layer, *np.percentile(deviations, (10, 50, 90)))
@@ -96,9 +93,9 @@ def get_scales(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def get_shift_medians(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return medians over a run's steps of `shift`: columns arm, seed, measure and value.
+    """Return the medians over a run's steps of `shift`: one row per (arm, seed, measure).
 
-    A step where a measure was not finite does not count.
+    Steps at which a measure was not finite do not count.
     """
     rows = []
     for run in select(frame, claim="shift").itertuples():
@@ -113,9 +110,9 @@ def get_shift_medians(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def interpolate(losses: Sequence[float], values: Sequence[float], level: float) -> float:
-    """Return the value at which the losses first reach `level` from above, or nan if never.
+    """Return the value at which the losses first reach `level` from above, or NaN if never.
 
-    Linear between two losses; `values` may be longer than `losses`.
+    Interpolates linearly; `values` may be longer than `losses`.
     """
     if losses[0] <= level:
         return values[0]
@@ -126,15 +123,15 @@ def interpolate(losses: Sequence[float], values: Sequence[float], level: float) 
 
 
 def find_crossing(history: Sequence[float], goal: float) -> float:
-    """Return the epochs, counted from a guess, until an accuracy first reaches `goal`, or nan."""
+    """Return the epochs, from a guess on, until an accuracy first reaches `goal`, or NaN."""
     errors = [-accuracy for accuracy in (CHANCE, *history)]
     return interpolate(errors, range(len(errors)), -goal)
 
 
 def measure_fits(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs with `epochs` to 70 %, and `at loss`, test accuracy at equal training loss.
+    """Return the runs with `epochs` to 70 % and `at loss`, test accuracy at equal training loss.
 
-    That loss is the highest with which a norm of the recipe ends, in evaluation mode.
+    That loss, in evaluation mode, is the highest with which a norm ends under the recipe.
     """
     losses = frame.history.map(lambda history: history.get("clean_train_loss", [math.nan]))
     levels = losses.str[-1][frame.arm.isin(COMPARED)].groupby(frame.recipe).max()

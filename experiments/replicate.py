@@ -3,8 +3,8 @@
     python -m experiments.replicate --norms bn gn ln --recipes onecycle --seeds 1 2 3 4 5
 
 Each run is one notebook, which papermill executes in a process of its own. A run whose result is
-in results/ is skipped, and one that was cut off goes on after its last whole epoch: to continue,
-give the same command again. The variable PRECISION chooses the precision.
+in results/ is skipped, and one that was cut off goes on after its last whole epoch when the same
+command is given again. The variable PRECISION chooses the precision.
 """
 
 import argparse
@@ -26,25 +26,20 @@ from experiments.results import COMPARED, ROOT, SEEDS
 from models import NORMS
 from runs import LABELS, RECIPES, Recipe, Run, get_seed
 
-# A job's process runs a module and watches the one that started it, since papermill would go on
-# for hours after that was killed; a kernel ends with papermill. (Windows does not say that a parent
-# is gone.)
+# A job's process runs a module, and ends when its standard input does, which is when its parent is
+# gone: papermill would go on for hours. (A kernel ends with papermill.)
 JOB = """
-import os, runpy, sys, threading, time
-_, parent, *sys.argv = sys.argv
-def watch():
-    while os.getppid() == int(parent):
-        time.sleep(0.5)
-    os._exit(1)
-threading.Thread(target=watch, daemon=True).start()
+import os, runpy, sys, threading
+del sys.argv[0]
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 
 
 def make_job(run: Run, keep: Path | None = None) -> list[str]:
-    """Return the papermill command for the run; a norm without a notebook takes that of bn."""
+    """Return the papermill command for the run; norms without a notebook use that of bn."""
     name = LABELS[run.norm if run.norm in COMPARED else "bn"]
-    path = run.get_path(keep, ".ipynb") if keep else Path(os.devnull)
+    path = run.get_path(keep.absolute(), ".ipynb") if keep else Path(os.devnull)
     path.parent.mkdir(parents=True, exist_ok=True)
     options = f"--no-progress-bar --log-level ERROR -p norm {run.norm} -p recipe {run.recipe.name}"
     options += f" -p seed {run.seed} -p precision {run.precision} -p results results"
@@ -52,14 +47,14 @@ def make_job(run: Run, keep: Path | None = None) -> list[str]:
 
 
 def run_job(name: str, job: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Run the job, print its lines behind its name, and return how long it took."""
+    """Run the job, print its lines after its name, and return a sentence with the time it took."""
     start, line = time.monotonic(), ""
-    command = [sys.executable, "-c", JOB, str(os.getpid()), *job]
-    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
-    environment = os.environ | environment
-    with subprocess.Popen(command, cwd=ROOT, env=environment, errors="replace", **piped) as process:
+    piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    options = {"cwd": ROOT, "env": os.environ | environment, "encoding": "utf-8", **piped}
+    command = [sys.executable, "-c", JOB, *job]
+    with subprocess.Popen(command, errors="replace", **options) as process:
         for line in process.stdout:
-            if "[IPKernelApp] WARNING" not in line:  # of each kernel; papermill passes it on
+            if "[IPKernelApp] WARNING" not in line:  # every kernel gives one
                 print(f"{name}: {line.rstrip()}", flush=True)
     if process.returncode:
         raise RuntimeError(f"{name} failed (status {process.returncode}): {line.strip()}")
@@ -67,7 +62,7 @@ def run_job(name: str, job: Sequence[str], environment: Mapping[str, str]) -> st
 
 
 def run_all(jobs: Mapping[str, Sequence[str]], processes: int, threads: int) -> None:
-    """Run the jobs, each a module and its arguments, `processes` at a time and on one GPU each."""
+    """Run the jobs (a module and its arguments), `processes` at a time, each on one GPU."""
     all_gpus = ",".join(map(str, range(torch.cuda.device_count())))
     gpus = itertools.cycle(os.environ.get("CUDA_VISIBLE_DEVICES", all_gpus).split(","))
     mine = threading.local()
@@ -86,13 +81,13 @@ def run_all(jobs: Mapping[str, Sequence[str]], processes: int, threads: int) -> 
             said = future.exception() or future.result()
             print(f"{said} [{done} of {len(jobs)}, about {left:.0f} minutes left]", flush=True)
     except KeyboardInterrupt:
-        os._exit(130)  # not waiting for the jobs, which end when this process has
+        os._exit(130)  # without waiting for the jobs, which end with this process
     if failures:
         sys.exit(f"{failures} of {len(jobs)} runs failed; to go on, give the same command again.")
 
 
 def run_left(runs: Sequence[Run], folder: Path, make_job, options) -> None:
-    """Report how many runs have their result in `folder`, and start the jobs of the others."""
+    """Say how many runs have their result in `folder`, and start the jobs of the others."""
     left = [run for run in runs if not records.is_done(run, folder)]
     print(f"{len(runs) - len(left)} of {len(runs)} runs are done already.", flush=True)
     records.fetch_data(left)
@@ -100,7 +95,7 @@ def run_left(runs: Sequence[Run], folder: Path, make_job, options) -> None:
 
 
 def get_runs(recipes: Sequence[Recipe], options: argparse.Namespace) -> list[Run]:
-    """Return the runs of all combinations, each once; those of the first seed come first."""
+    """Return the runs of all combinations, each once, those of the first seed first."""
     combinations = itertools.product(options.seeds, recipes, options.norms)
     runs = (Run(recipe, norm, s, options.precision) for s, recipe, norm in combinations)
     return list(dict.fromkeys(runs))
@@ -117,7 +112,7 @@ def add_options(parser: argparse.ArgumentParser, seeds: Sequence[int]) -> None:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = argparse.ArgumentParser(description="Run the notebooks for many seeds.")
-    parser.set_defaults(precision=records.get_precision())
+    parser.set_defaults(precision=records.choose_precision())
     parser.add_argument("--norms", nargs="+", choices=NORMS, default=list(COMPARED))
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["muon"])
     add_options(parser, SEEDS)
@@ -128,8 +123,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = parse()
     runs = get_runs([RECIPES[name] for name in options.recipes], options)
-    keep = options.keep and options.keep.absolute()
-    run_left(runs, ROOT / "results", functools.partial(make_job, keep=keep), options)
+    run_left(runs, ROOT / "results", functools.partial(make_job, keep=options.keep), options)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@
     python -m experiments.report
     python -m experiments.report --check
 
-A number in a sentence or a notebook is marked by its name behind it: 85.86<!--= muon bn -->. The
-table `images` needs CIFAR-10 in the folder CIFAR10_ROOT (default: data/ of the repository); where
-it is absent, --check skips that table.
+A number in a sentence or a notebook is followed by its name: 85.86<!--= muon bn -->. The table
+`images` needs CIFAR-10 in the folder CIFAR10_ROOT (default: data/ of the repository); without it,
+--check skips that table.
 """
 
 import argparse
@@ -26,15 +26,15 @@ from cifar10 import load_cifar10
 from experiments import frames
 from experiments.figures import draw_figures
 from experiments.frames import MEASURES, select
-from experiments.results import ROOT, find_root, load_frame
+from experiments.results import ROOT, find_root, load_frame, load_speed
 from experiments.tables import format_digits, make_tables
 from runs import write_whole
 
-MARKED = re.compile(r"([-+]?[\d.,]*)<!--= (.+?) -->")  # a number, and behind it its name
+MARKED = re.compile(r"([-+]?[\d.,]*)<!--= (.+?) -->")  # a number and its name
 
 
 def select_runs(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Return the runs of a recipe or of a claim's value, and an arm: `muon bn`, `batches 2 gn`.
+    """Return the runs of an arm and a recipe or a claim's value: `muon bn`, `batches 2 gn`.
 
     The value `best` is the one with the best mean; the arm `recomputed` is `bn recomputed`.
     """
@@ -50,7 +50,7 @@ def select_runs(frame: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def find_number(frame: pd.DataFrame, name: str) -> tuple[float, Callable[[float], str]]:
-    """Return the number of that name (nan if no run has it), and what writes it."""
+    """Return the number of that name (NaN if no run has it) and how to write it."""
     one, minus, other = name.partition(" minus ")
     if minus:
         other = other if " " in other else f"{one.rpartition(' ')[0]} {other}"
@@ -68,10 +68,9 @@ def find_number(frame: pd.DataFrame, name: str) -> tuple[float, Callable[[float]
             logs = np.log(before["median"]).groupby(before.layer).mean()
             return np.exp(logs["C1"] - logs["C10"]), format_digits
         case ["shift", arm]:
-            changes = select(
-                frames.get_shift_medians(frame), arm=arm, measure=MEASURES["change C10"]
-            )
-            return changes.value.mean(), "{:.2f}".format
+            changes = select(frames.get_shift_medians(frame), arm=arm)
+            change = select(changes, measure=MEASURES["change C10"])
+            return change.value.mean(), "{:.2f}".format
     return select_runs(frame, name).test.mean(), "{:.2f}".format
 
 
@@ -81,9 +80,9 @@ def get_number(frame: pd.DataFrame, name: str) -> str:
     muon bn              mean final test accuracy (%); also `batches 2 bn`, `rates best bn`
     muon bn minus gn     difference of two of these (points); also `minus reference bn`
     gap muon bn          accuracy on training images minus that on test images (points)
-    epochs to 70 muon bn mean number of epochs to 70 %, of the runs that get there
+    epochs to 70 muon bn mean number of epochs to 70 %, over the runs that get there
     scales bn            how many times smaller a channel's deviation is in C10 than in C1
-    shift bn             change of C10's gradient, as a share of its length
+    shift bn             change of C10's gradient, as a share of its norm
     """
     with contextlib.suppress(KeyError, ValueError):
         number, write = find_number(frame, name)
@@ -93,7 +92,7 @@ def get_number(frame: pd.DataFrame, name: str) -> str:
 
 
 def renew(text: str, tables: Mapping[str, str], get: Callable[[str], str]) -> str:
-    """Return a page with new tables between their markers, and numbers before theirs."""
+    """Return a page with new tables between their markers, and new numbers before theirs."""
     for name, table in tables.items():
         pattern = rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)"
         text = re.sub(pattern, lambda _, new=table: f"\n{new}\n\n", text, flags=re.DOTALL)
@@ -122,7 +121,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
         print(f"The table `images` was not checked: there is no CIFAR-10 in {find_root()}.")
     else:
         labels = load_cifar10(find_root()).test.tensors[1].numpy()
-    texts = renew_pages(root, frame, make_tables(frame, labels))
+    texts = renew_pages(root, frame, make_tables(frame, labels, load_speed()))
     if check:
         sys.exit(any(path.read_text(encoding="utf-8") != text for path, text in texts.items()))
     contents = {path: text.encode() for path, text in texts.items()}

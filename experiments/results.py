@@ -1,10 +1,9 @@
-"""Read the results of runs, all of them into one frame; names that experiments/ share."""
+"""Read the results of runs; names that the modules of experiments/ share."""
 
 import contextlib
 import json
 import math
 import os
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -17,13 +16,15 @@ from cifar10 import CIFAR, Data, get_root, load_cifar10
 from runs import Recipe, Run, is_same_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
+SPEED = ROOT / "results" / "speed"  # what experiments.benchmark measures
 COMPARED = ("bn", "gn", "ln")  # norms, each with a notebook
 SEEDS = (1, 2, 3, 4, 5)  # of the pages; runs of other seeds are ignored
 COMPARED_RECIPES = ("reference", "onecycle", "muon")  # of 20 epochs, in float32
 PARTS = ("train", "test", "validation")
+NO_RUNS = ("speed", ".ipynb_checkpoints")  # folders in results/
 
 
-def get_data(recipe: Recipe) -> Data:
+def load_data(recipe: Recipe) -> Data:
     """Return the recipe's data, on the device."""
     return utils.get_data(recipe, find_root(), utils.get_device())
 
@@ -33,12 +34,9 @@ def find_root() -> Path:
     return get_root(os.environ.get("CIFAR10_ROOT"), ROOT / "data")
 
 
-def get_precision() -> str:
-    """Return the precision that PRECISION asks for; exit if it is unknown."""
-    try:
-        return utils.get_precision(os.environ.get("PRECISION"), utils.get_device())
-    except ValueError as error:
-        sys.exit(str(error))
+def choose_precision() -> str:
+    """Return the precision that the variable PRECISION asks for."""
+    return utils.get_precision(os.environ.get("PRECISION"), utils.get_device())
 
 
 def fetch_data(runs: Iterable[Run]) -> None:
@@ -48,7 +46,7 @@ def fetch_data(runs: Iterable[Run]) -> None:
 
 
 def load_result(path: Path) -> dict:
-    """Return the result in that file; ValueError if the run it records has another name."""
+    """Return the result in that file; ValueError if it is not of the run the file is named for."""
     with contextlib.suppress(ValueError, LookupError, TypeError):
         result = json.loads(path.read_text(encoding="utf-8"))
         recipe, precision = result["recipe"]["name"], result["environment"]["precision"]
@@ -65,30 +63,37 @@ def make_row(result: dict, folder: str) -> dict:
     claim = {"claims": first, "tuning": folder}.get(folder, "")
     last = {part: history.get(f"{part}_acc", [math.nan])[-1] for part in PARTS}
     last["clean"] = result.get("clean_train_acc", math.nan)
+    last["clean_gap"] = last["clean"] - last["test"]
     key = {"recipe": name, "claim": claim, "value": value, "arm": result["norm"]}
     key |= {"seed": result["seed"], "precision": result["environment"]["precision"]}
-    gap = {"clean_gap": last["clean"] - last["test"]}
-    return key | last | gap | {"history": history, "result": result}
+    return key | last | {"history": history, "result": result}
 
 
 def load_frame(folder: Path = ROOT / "results"):
     """Return a pandas DataFrame with one row per run of SEEDS in `folder`.
 
-    `claim` is the claim's name, "tuning", or "" for a notebook's run; `value` is what it varies;
-    `arm` is the norm, or "he". `train`, `test`, `validation` and `clean` (all training images,
-    not augmented) are final accuracies in percent, nan if absent; `clean_gap` is clean - test.
+    `claim` is a claim's name, "tuning", or "" for a notebook's run; `value` is what the claim
+    varies; `arm` is the norm, or "he". `train`, `test`, `validation` and `clean` (all training
+    images, not augmented) are final accuracies in percent, NaN if absent; `clean_gap` is clean -
+    test.
     """
     import pandas as pd  # compare.py and benchmark.py run without experiments/requirements.txt
 
-    paths = sorted(p for p in folder.rglob("*.json") if p.parent.name != ".ipynb_checkpoints")
+    paths = sorted(p for p in folder.rglob("*.json") if p.parent.name not in NO_RUNS)
     rows = (make_row(load_result(path), path.relative_to(folder).parts[0]) for path in paths)
     return pd.DataFrame(row for row in rows if row["seed"] in SEEDS)
+
+
+def load_speed() -> dict | None:
+    """Return what experiments.benchmark measured, if it has run: bfloat16 goes before float32."""
+    paths = sorted(SPEED.glob("*.json"))
+    return json.loads(paths[0].read_text(encoding="utf-8")) if paths else None
 
 
 def load_model(path: Path, test: TensorDataset | None = None) -> nn.Module:
     """Return the network of the result at `path`, on the device, with the weights beside it.
 
-    With `test`, raises ValueError if its predictions of the first images are not the result's.
+    With `test`, raises ValueError unless its first predictions are the result's.
     """
     result, weights = load_result(path), path.with_suffix(".pt")
     model = utils.make_model(result["norm"], Recipe(**result["recipe"]))
@@ -107,7 +112,7 @@ def load_model(path: Path, test: TensorDataset | None = None) -> nn.Module:
 def is_done(run: Run, folder: Path, protocol: Mapping | None = None) -> bool:
     """Return whether `folder` has the run's result.
 
-    Raises ValueError if what is there is of another recipe, or records another protocol.
+    Raises ValueError if that is of another recipe or another protocol.
     """
     path = run.get_path(folder, ".json")
     if not path.exists():

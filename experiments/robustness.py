@@ -1,7 +1,4 @@
-"""How trained networks do on test images with noise, blur or less contrast; nothing is trained.
-
-The claim `robustness` measures it of the committed weights of `muon`.
-"""
+"""Evaluate the committed weights of `muon` on test images with noise, blur or less contrast."""
 
 import copy
 import math
@@ -18,21 +15,21 @@ from experiments import results as records
 from runs import RECIPES, Run, Training
 
 WEIGHTS = records.ROOT / "results"
-# Severities 1, 3 and 5 of CIFAR-10-C (Hendrycks and Dietterich 2019), so that one can compare:
-# from hardly seen to hard for a person. At 0 none of them changes an image.
+# Severities 1, 3 and 5 of CIFAR-10-C (Hendrycks and Dietterich 2019), for comparison: from hardly
+# visible to hard for a person.
 AMOUNTS = {
     "noise": (0.04, 0.08, 0.1),  # standard deviation, as a share of white
     "blur": (0.4, 0.7, 1.0),  # of a Gaussian, in pixels
-    "contrast": (0.25, 0.6, 0.85),  # what is taken away, as a share
+    "contrast": (0.25, 0.6, 0.85),  # the share that is taken away
 }
-BATCH_SIZE = 1_000  # images, over which recomputed statistics are taken
-BINS, SEED = 15, 0  # of the calibration error; of the noise, which is the same for all networks
+BATCH_SIZE = 1_000  # images over which recomputed statistics are taken
+BINS, SEED = 15, 0  # of the calibration error; of the noise, which is the same for every network
 PROTOCOL = {"amounts": {name: list(amounts) for name, amounts in AMOUNTS.items()}}
 PROTOCOL |= {"recomputed_on": BATCH_SIZE, "bins": BINS, "seed": SEED}
 
 
 def corrupt(images: torch.Tensor, corruption: str, amount: float, seed: int = SEED) -> torch.Tensor:
-    """Return uint8 images (N, 3, H, W) with that much of a corruption that AMOUNTS names."""
+    """Return uint8 images (N, 3, H, W) with that amount of a corruption from AMOUNTS; 0 is none."""
     if not amount:
         return images
     if corruption == "blur":
@@ -60,7 +57,7 @@ def get_calibration_error(prediction: torch.Tensor, labels: torch.Tensor) -> flo
 
 
 def recompute(model: nn.Module) -> nn.Module:
-    """Return a copy that takes batch statistics of whatever batch it sees, when evaluated, too."""
+    """Return a copy that uses the statistics of each batch in evaluation, too."""
     model = copy.deepcopy(model)
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -72,21 +69,17 @@ def evaluate(model: nn.Module, dataset: TensorDataset, precision: str) -> dict[s
     """Return loss, accuracy (%) and calibration error (%) on uint8 images and their labels."""
     loader = utils.Loader(dataset, utils.get_test_transforms(), BATCH_SIZE)
     prediction, labels = utils.predict(model, loader, precision)
-    correct = int(utils.GetCorrectPredCount(prediction, labels))
-    return {
-        "test_loss": F.nll_loss(prediction, labels).item(),
-        "test_acc": 100 * correct / len(labels),
-        "ece": get_calibration_error(prediction, labels),
-    }
+    hits, loss = utils.GetCorrectPredCount(prediction, labels), F.nll_loss(prediction, labels)
+    scores = {"test_loss": loss.item(), "test_acc": 100 * hits.item() / len(labels)}
+    return scores | {"ece": get_calibration_error(prediction, labels)}
 
 
 def get_rows(model: nn.Module, dataset: TensorDataset, precision: str = "float32") -> list[dict]:
     """Evaluate on the images as they are, and with each amount of each corruption.
 
-    A network with batch normalization is evaluated with recomputed statistics, too.
+    A network with batch normalization is also evaluated with recomputed statistics.
     """
-    (images, labels), rows = dataset.tensors, []
-    models = {False: model}
+    (images, labels), rows, models = dataset.tensors, [], {False: model}
     if any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules()):
         models[True] = recompute(model)
     pairs = [(name, amount) for name, amounts in AMOUNTS.items() for amount in amounts]
@@ -99,7 +92,7 @@ def get_rows(model: nn.Module, dataset: TensorDataset, precision: str = "float32
 
 
 def measure(run: Run, training: Training) -> dict:
-    """Return the rows of the trained network of that norm and seed; `training` gives the images."""
+    """Return the rows of that norm's and seed's committed network on `training`'s test images."""
     dataset = training.test_loader.dataset
     path = replace(run, recipe=RECIPES["muon"]).get_path(WEIGHTS, ".json")
     rows = get_rows(records.load_model(path, dataset), dataset, run.precision)

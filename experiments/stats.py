@@ -1,4 +1,4 @@
-"""Intervals, tests and equivalence of means over seeds; what a comparison is."""
+"""Intervals, tests and equivalence of means over seeds."""
 
 import functools
 import math
@@ -23,7 +23,7 @@ class Comparison:
     column: str
     samples: Sequence[Sequence[float]]
     weights: Sequence[float] = (1, -1)
-    pooled: bool = False  # whether all samples share one variance, even those of weight 0
+    pooled: bool = False  # whether all samples, even those of weight 0, share one variance
 
 
 def get_half_width(values: Sequence[float]) -> float:

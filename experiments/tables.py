@@ -1,8 +1,8 @@
-"""The tables of both pages, as Markdown, each by the name of its marker."""
+"""The tables of both pages, as Markdown, by the names of their markers."""
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, product
 
 import numpy as np
@@ -12,17 +12,18 @@ from experiments import frames, stats
 from experiments.frames import get_arms, select, tabulate
 from experiments.results import COMPARED, COMPARED_RECIPES
 from experiments.stats import Comparison
-from runs import LABELS
+from runs import LABELS, RECIPES
 
 BARE = ("he", "none")  # arms without a normalization
 PAIRS = list(combinations(COMPARED, 2))
 BN_PAIRS = PAIRS[:2]  # those of `bn`
+EPOCH, TEST_EPOCH = 391, 79  # steps: CIFAR-10 in batches of 128
 MEDIANS = "median of the steps"
 ROWS = {"batch-differences": "images a batch", "shift-differences": MEDIANS}  # titles
 
 
 def make_markdown(frame: pd.DataFrame) -> str:
-    """Return the frame and its index as Markdown: two decimals, and a dash for nan."""
+    """Return the frame and its index as Markdown, with two decimals, and dashes for NaN."""
     frame = frame.rename(lambda v: f"{LABELS[v]} (`{v}`)" if v in LABELS else v).reset_index()
     align = ["right" if pd.api.types.is_numeric_dtype(t) else "left" for t in frame.dtypes]
     frame = frame.map(lambda v: f"{v:.2f}" if isinstance(v, float) else v).replace("nan", "–")
@@ -30,13 +31,13 @@ def make_markdown(frame: pd.DataFrame) -> str:
 
 
 def quote(cells: pd.DataFrame, title: str) -> str:
-    """Return a table whose index, under `title`, and whose columns show names as code."""
+    """Return a table with names as code in its columns and in its index, under `title`."""
     columns = [f"`{name}`" if isinstance(name, str) else f"{name:g}" for name in cells]
     return make_markdown(cells.set_axis(columns, axis=1).rename("`{}`".format).rename_axis(title))
 
 
 def format_mean(values: Iterable[float], places: tuple[str, str] = (".2f", ".2f")) -> str:
-    """Return the mean and its 95 % interval without regard to nan; a dash if nothing is left."""
+    """Return the mean and its 95 % interval, ignoring NaNs; a dash if nothing is left."""
     values = [value for value in values if not math.isnan(value)]
     if not values:
         return "–"
@@ -45,7 +46,7 @@ def format_mean(values: Iterable[float], places: tuple[str, str] = (".2f", ".2f"
 
 
 def format_tests(tests: pd.Series) -> str:
-    """Return the mean and interval of the runs that ended, and how many diverged."""
+    """Return the mean and interval of the runs that finished, and how many diverged."""
     diverged = tests.isna().sum()
     return format_mean(tests) + (f", {diverged} diverged" if diverged else "")
 
@@ -94,7 +95,7 @@ def make_accuracies(compared: pd.DataFrame) -> str:
 
 
 def make_spreads(norms: pd.DataFrame) -> str:
-    """Return the spread over seeds of test accuracy and of the gap to it, by recipe and norm."""
+    """Return the spread over seeds of test accuracy and of the gap, by recipe and norm."""
     half, all_of = stats.get_half_width, functools.partial(pd.Series.mean, skipna=False)
     columns = {"seeds": ("seed", "size"), "test mean": ("test", "mean"), "s.d.": ("test", "std")}
     columns |= {"± 95 %": ("test", half), "train minus test": ("clean_gap", all_of)}
@@ -103,7 +104,7 @@ def make_spreads(norms: pd.DataFrame) -> str:
 
 
 def make_tuning(trials: pd.DataFrame) -> str:
-    """Return accuracy on held-out images by trial and norm, the best mean first."""
+    """Return accuracy on held-out images by trial and norm, best mean first."""
     groups = trials.assign(trial="`" + trials.recipe + "`").groupby(["trial", "arm"])
     table = groups.validation.mean().unstack().reindex(columns=list(COMPARED))
     table.insert(0, "seeds", groups.size().groupby("trial").max())
@@ -112,7 +113,7 @@ def make_tuning(trials: pd.DataFrame) -> str:
 
 
 def make_speed(compared: pd.DataFrame) -> str:
-    """Return the epochs to 70 % by arm and recipe; where not all runs get there, how many do."""
+    """Return the epochs to 70 % by arm and recipe, or how many runs get there if not all do."""
 
     def count(epochs: pd.Series) -> str:
         there = epochs.notna().sum()
@@ -124,8 +125,36 @@ def make_speed(compared: pd.DataFrame) -> str:
     return quote(table.fillna("–"), "epochs to 70 %")
 
 
+def make_minutes(frame: pd.DataFrame, speed: Mapping) -> str:
+    """Return the minutes to a final accuracy by norm; `speed` is that of `results.load_speed`.
+
+    The textbook loop is charged for the epochs until a run of `reference` is within 0.1 points of
+    its last accuracy and for no evaluation, `quick` for all its epochs and two evaluations each.
+    """
+    frame, quick, rows = select(frame, claim=""), RECIPES["quick"], {}
+    ours = {"ours": speed["environment"]["precision"], "ours, float32": "float32"}
+    for norm, kinds in speed["steps"].items():
+        ms = {kind: times["median"] for kind, times in kinds.items()}
+        published = select(frame, recipe="reference", arm=norm, precision="float32")
+        tests = [history["test_acc"] for history in published.history]
+        ends = [next(i for i, acc in enumerate(t, 1) if acc >= t[-1] - 0.1) for t in tests]
+        epochs, textbook = pd.Series(ends, dtype=float).mean(), "textbook, {} workers".format
+        usual = epochs * EPOCH * min(ms[textbook(0)], ms[textbook(2)]) / 60_000
+        rows[norm] = [f"{epochs:.1f}", f"{usual:.1f}", f"{published.test.mean():.2f}"]
+        for kind, precision in ours.items():
+            whole, small, test = (ms[kind + k] for k in ("", ", small images", ", evaluation"))
+            train = (quick.epochs - quick.small_epochs) * whole + quick.small_epochs * small
+            minutes = (EPOCH * train + quick.epochs * 2 * TEST_EPOCH * test) / 60_000
+            accuracy = select(frame, recipe="quick", arm=norm, precision=precision).test.mean()
+            rows[norm] += [f"{minutes:.1f}", f"{usual / minutes:.1f}", f"{accuracy:.2f}"]
+    columns = ["`reference`: epochs", "textbook (min)", "accuracy (%)"]
+    for precision in ours.values():
+        columns += [f"`quick`, {precision} (min)", "ratio", "accuracy (%)"]
+    return make_markdown(pd.DataFrame.from_dict(rows, "index", None, columns).rename_axis("norm"))
+
+
 def make_scales(scales: pd.DataFrame) -> str:
-    """Return, by arm, how the scale changes with depth and how unlike a layer's channels are."""
+    """Return by arm how the scale changes with depth and how much a layer's channels differ."""
     rows = {f"`{arm}`": {} for arm in get_arms(scales)}
     for (arm, moment), part in scales.groupby(["arm", "moment"], sort=False):
         medians = part.pivot(index="seed", columns="layer", values="median")
@@ -136,7 +165,7 @@ def make_scales(scales: pd.DataFrame) -> str:
 
 
 def make_shift(medians: pd.DataFrame) -> str:
-    """Return each measure of `shift` by arm: the mean over seeds of a run's median, ± 95 %."""
+    """Return each measure of `shift` by arm: the mean over seeds of the runs' medians, ± 95 %."""
     groups = medians.groupby(["measure", "arm"], sort=False).value
     cells = groups.agg(lambda values: format_mean(values, (".3g", ".2g"))).unstack()
     cells = cells.reindex(index=list(frames.MEASURES.values()), columns=get_arms(medians))
@@ -144,7 +173,7 @@ def make_shift(medians: pd.DataFrame) -> str:
 
 
 def make_equivalence(compared: pd.DataFrame) -> str:
-    """Return Holm's p of a difference beyond two margins (points), for each two arms of `muon`."""
+    """Return Holm's p of a difference beyond each of two margins (points), by pairs of `muon`."""
     tests = select(compared, recipe="muon").dropna(subset="test").groupby("arm").test.agg(list)
     pairs = list(combinations([arm for arm in (*COMPARED, *BARE) if arm in tests.index], 2))
     table = pd.DataFrame(index=pd.Index([f"{one} - {other}" for one, other in pairs], name="muon"))
@@ -155,7 +184,7 @@ def make_equivalence(compared: pd.DataFrame) -> str:
 
 
 def make_images(compared: pd.DataFrame, labels: np.ndarray) -> str:
-    """Return what seeds and test images add to the error of the differences with `muon`."""
+    """Return what seeds and test images add to the error of `muon`'s differences."""
     muon, rows, right = select(compared, recipe="muon"), {}, {}
     for arm in COMPARED:
         digits = [r["test_predictions"].encode() for r in select(muon, arm=arm).result]
@@ -172,14 +201,14 @@ def make_images(compared: pd.DataFrame, labels: np.ndarray) -> str:
 
 
 def gather(frame: pd.DataFrame, row: str, column: str = "test") -> pd.Series:
-    """Return the values of a column as lists, indexed by those of `row` and by arm."""
+    """Return the values of a column as lists, by the values of `row` and by arm."""
     return frame.dropna(subset=column).groupby([row, "arm"], sort=False)[column].agg(list)
 
 
 def pair_up(table: str, samples: pd.Series, pairs: Sequence[tuple], family="") -> list[Comparison]:
-    """Compare two arms at a time in each row of `samples` (see `gather`) that has both.
+    """Compare each pair of arms in each row of `samples` (see `gather`) that has both.
 
-    By default each row is a family of its own.
+    By default each row is its own family.
     """
     found = []
     for row, (one, other) in product(dict.fromkeys(row for row, _ in samples.index), pairs):
@@ -190,7 +219,7 @@ def pair_up(table: str, samples: pd.Series, pairs: Sequence[tuple], family="") -
 
 
 def declare_best(frame: pd.DataFrame, tests: pd.Series) -> list[Comparison]:
-    """Return the comparisons that tell which norm is best; `tests` is by recipe and arm."""
+    """Return the comparisons that tell which norm is best; `tests` are by recipe and arm."""
     found = pair_up("differences", tests, PAIRS)
     declared = functools.partial(Comparison, "differences")
     onecycle = gather(select(frame, claim="", recipe="onecycle"), "precision")
@@ -207,7 +236,7 @@ def declare_best(frame: pd.DataFrame, tests: pd.Series) -> list[Comparison]:
 
 
 def declare(frame: pd.DataFrame) -> list[Comparison]:
-    """Return all comparisons, as they were declared before the runs."""
+    """Return all comparisons, as declared before the runs."""
     compared = frames.measure_fits(frames.get_compared(frame))
     compared = pd.concat([select(compared, recipe=recipe) for recipe in COMPARED_RECIPES])
     tests = gather(compared, "recipe")
@@ -229,8 +258,11 @@ def declare(frame: pd.DataFrame) -> list[Comparison]:
     return found + pair_up("shift-differences", shift, BN_PAIRS, "shift")
 
 
-def make_tables(frame: pd.DataFrame, labels: np.ndarray | None = None) -> dict[str, str]:
-    """Return all tables by name; `images` is there only with the labels of the test images."""
+def make_tables(frame: pd.DataFrame, labels=None, speed=None) -> dict[str, str]:
+    """Return all tables by name.
+
+    `images` needs the labels of the test images, `minutes` a measured speed: else they are absent.
+    """
     compared, trials = frames.get_compared(frame), select(frame, claim="tuning")
     rates = tabulate(frames.get_claim(frame, "rates"), "value", format_tests)
     batches = tabulate(frames.get_batches(frame), "value", format_tests)
@@ -240,6 +272,8 @@ def make_tables(frame: pd.DataFrame, labels: np.ndarray | None = None) -> dict[s
     }
     if labels is not None:
         tables["images"] = make_images(compared, labels)
+    if speed is not None:
+        tables["minutes"] = make_minutes(frame, speed)
     return tables | {
         "results": make_results(compared),
         "accuracies": make_accuracies(compared),

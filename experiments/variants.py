@@ -12,11 +12,11 @@ from runs import Recipe
 
 
 class GhostNorm(nn.BatchNorm2d):
-    """nn.BatchNorm2d that in training normalizes every part of `ghost` images by itself.
+    """nn.BatchNorm2d that in training normalizes every `ghost` images by themselves.
 
-    Running averages move once a step, towards the means of the parts' statistics. (Ghost batches
-    are of Hoffer et al. 2017. A loop is faster here than a view of the parts as channels, which
-    needs the contiguous memory format.)
+    Running averages move once per step, towards the means of the parts' statistics (ghost batches:
+    Hoffer et al. 2017). A loop is faster than a view of the parts as channels, which would need
+    the contiguous memory format.
     """
 
     def __init__(self, channels: int, ghost: int):
@@ -24,7 +24,7 @@ class GhostNorm(nn.BatchNorm2d):
         self.ghost = ghost
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # Without momentum, as `update_bn` has it, the statistics are meant to be of whole batches.
+        # `update_bn` sets the momentum to None and wants the statistics of whole batches.
         if not self.training or self.momentum is None or len(x) <= self.ghost:
             return super().forward(x)
         mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
@@ -40,8 +40,8 @@ class GhostNorm(nn.BatchNorm2d):
         return f"{super().extra_repr()}, ghost={self.ghost}"
 
 
-# Blocks that keep width and size, added behind those of these names, by the depth that is asked
-# for: so many times the network's eight 3x3 convolutions.
+# How many blocks that keep width and size follow those of these names, by depth: the number of 3x3
+# convolutions as a multiple of the network's eight.
 ADDED = {1: {}, 2: {"C5": 3, "C6": 2, "C9": 3}, 4: {"C5": 8, "C6": 8, "C9": 8}}
 
 

@@ -1,7 +1,5 @@
 """The speed: what is measured, and what is made of it; no test asserts a time."""
 
-import json
-
 import pytest
 import torch
 
@@ -36,44 +34,17 @@ def test_a_step_s_time_is_that_of_the_steps_after_the_warm_up(monkeypatch):
     assert benchmark.measure() == 2000
 
 
-MEDIANS = {"ours": 20.0, "floor": 19.0, "textbook": 80.0}
-MEDIANS |= {"ours, small images": 12.0, "ours, evaluation": 6.0, "ours, float32": 40.0}
-MEDIANS |= {"ours, float32, small images": 25.0, "ours, float32, evaluation": 10.0}
-
-
-def test_minutes_are_those_to_the_final_accuracy(monkeypatch, tmp_path):
-    monkeypatch.setenv("PRECISION", "bfloat16")
-    monkeypatch.setattr(records, "ROOT", tmp_path)
-    for precision, name, history in (
-        ("float32", "reference-bn-seed1", [60.0, 76.95, 70.0, 77.0]),  # within 0.1 after 2 epochs
-        ("float32", "reference-bn-seed2", [60.0, 70.0, 79.0, 79.0]),  # after 3
-        ("float32", "reference-bn-seed9", [50.0]),  # of no page's seed
-        ("bfloat16", "quick-bn-seed1", [50.0, 80.0]),
-    ):
-        recipe, norm, seed = name.split("-")
-        result = {"recipe": {"name": recipe}, "norm": norm, "seed": int(seed[4:])}
-        result |= {"environment": {"precision": precision}, "history": {"test_acc": history}}
-        path = tmp_path / "results" / precision / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result), encoding="utf-8")
-    usual = 2.5 * 391 * 80 / 60_000
-    # Four epochs, the first two of them with small images, each with two evaluations of 79 steps.
-    quick = (391 * (2 * 20 + 2 * 12) + 4 * 158 * 6) / 60_000
-    float32 = (391 * (2 * 40 + 2 * 25) + 4 * 158 * 10) / 60_000
-    cells = ["2.5", f"{usual:.1f}", "78.00", f"{quick:.1f}", f"{usual / quick:.1f}", "80.00"]
-    cells += [f"{float32:.1f}", f"{usual / float32:.1f}", "–"]  # there is no such run
-    assert benchmark.make_minutes("bn", MEDIANS) == f"| bn | {' | '.join(cells)} |"
-
-
-def test_the_tables_have_their_columns(monkeypatch, capsys):
+def test_the_speed_is_written_where_the_report_finds_it(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PRECISION", "float32")
     monkeypatch.setattr("sys.argv", ["benchmark"])
-    monkeypatch.setattr(benchmark, "KINDS", dict.fromkeys(benchmark.KINDS))
+    monkeypatch.setattr(records, "SPEED", tmp_path / "speed")
     times = {kind: [10.0 + i, 10.0 + i, 99.0] for i, kind in enumerate(benchmark.KINDS)}
     monkeypatch.setattr(benchmark, "measure_norm", lambda *_: times)
+    assert records.load_speed() is None
     benchmark.main()
-    tables = capsys.readouterr().out.split("\n\n")[1:]
-    assert [len(table.strip().split("\n")) for table in tables] == [2 + 3 * 9, 2 + 3]
-    assert "| bn | floor | 12.0 (12.0 to 99.0) |" in tables[0]
-    for table in tables:
-        assert len({line.count("|") for line in table.strip().split("\n")}) == 1
+    assert "bn, floor: 12.0 ms per step (12.0 to 99.0)" in capsys.readouterr().out
+    speed = records.load_speed()
+    assert speed["environment"]["precision"] == "float32"
+    assert list(speed["steps"]) == ["bn", "gn", "ln"]
+    assert speed["steps"]["ln"]["floor"] == {"median": 12.0, "low": 12.0, "high": 99.0}
+    assert set(speed["steps"]["bn"]) == set(benchmark.KINDS)

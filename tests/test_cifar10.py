@@ -98,7 +98,7 @@ def test_tensors_are_what_torchvision_reads(place, request):
 def test_bad_file_is_named_with_its_remedy(spoil, served):
     path = served / FOLDER / "data_batch_3"
     spoil(path)
-    with pytest.raises(ValueError, match=f"{path} is .* damaged: delete {path.parent} and run"):
+    with pytest.raises(ValueError, match=f"{path.parent} is .* damaged: delete it and run"):
         cifar10.load_cifar10(served)
 
 

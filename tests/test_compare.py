@@ -114,7 +114,7 @@ def test_smoke_is_refused_at_once(monkeypatch, capsys):
 def test_the_folder_of_the_figure_is_there_before_all_that_takes_long(tmp_path, monkeypatch):
     touch(tmp_path / "results" / "float32", PREDICTED)
     monkeypatch.setattr(compare, "ROOT", tmp_path)
-    monkeypatch.setattr(compare.records, "get_data", mock.Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr(compare.records, "load_data", mock.Mock(side_effect=KeyboardInterrupt))
     options = ["--recipe", "quick", "--seed", "7", "--output", "a/b/three.png"]
     monkeypatch.setattr("sys.argv", ["compare", *options])
     with pytest.raises(KeyboardInterrupt):
@@ -126,7 +126,7 @@ def test_the_folder_of_the_figure_is_there_before_all_that_takes_long(tmp_path, 
 def test_committed_runs_are_compared_on_any_machine(cifar10_root, tmp_path, monkeypatch, capsys):
     data = load_cifar10(cifar10_root)
     few = TensorDataset(*(tensor[:600] for tensor in data.test.tensors))
-    monkeypatch.setattr(compare.records, "get_data", lambda recipe: replace(data, test=few))
+    monkeypatch.setattr(compare.records, "load_data", lambda recipe: replace(data, test=few))
     monkeypatch.delenv("PRECISION", raising=False)
     monkeypatch.setenv("SEED", "1")
     monkeypatch.setattr(compare, "ROOT", tmp_path)

@@ -33,6 +33,8 @@ def test_a_frame_has_a_row_a_run_of_all_folders(tmp_path):
     write(tmp_path, make_run(seed=6))  # of no page's seed
     write(tmp_path / "tuning", make_run(name="start"), history={"validation_acc": [1.0, 70.0]})
     write(tmp_path / "claims", make_run(name="rates-0.3", norm="he"), diverged="It did.")
+    (tmp_path / "speed").mkdir()  # no runs
+    (tmp_path / "speed" / "float32.json").write_text("{}")
     (tmp_path / ".ipynb_checkpoints").mkdir()  # Jupyter's, of a result that was opened in it
     (tmp_path / ".ipynb_checkpoints" / "onecycle-bn-seed1-checkpoint.json").write_text("{}")
     frame = records.load_frame(tmp_path).set_index("recipe").drop(columns=["history", "result"])

@@ -16,7 +16,6 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
 from torch.optim import lr_scheduler
 from torch.utils.data import TensorDataset
 
@@ -417,7 +416,7 @@ def break_momentum(model, optimizer):
 @pytest.mark.parametrize(
     ("breaking", "step", "named"),
     [
-        (lambda model, _: model.layers.C1.conv.weight.data.fill_(math.inf), 3, "epoch 2, step 2"),
+        (lambda model, _: model.layers.C1.conv.weight.data.fill_(math.inf), 3, "step 4"),
         (break_average, 4, "weights"),
         (break_momentum, 4, "momentum"),
     ],
@@ -601,18 +600,6 @@ def step(change=lambda model: None, **fields):
     F.nll_loss(model(images / 255), labels).backward()
     optimizer.step()
     return model, {n: before[n] - p.detach() for n, p in model.named_parameters()}, optimizer
-
-
-@pytest.mark.parametrize("wrap", [parametrizations.weight_norm, parametrizations.spectral_norm])
-@pytest.mark.parametrize("optimizer", ["muon", "normalized", "adamw"])
-def test_parametrized_kernels_move(wrap, optimizer):
-    def change(model):
-        for module in [module for module in model.modules() if isinstance(module, nn.Conv2d)]:
-            wrap(module)
-
-    _, moves, made = step(change, optimizer=optimizer)
-    assert [p.ndim for p in made.param_groups[0]["params"]] == [4] * 11
-    assert all(move.any() for move in moves.values())
 
 
 def test_a_tied_kernel_moves_once_and_a_frozen_or_unused_one_stays():
