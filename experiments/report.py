@@ -116,16 +116,17 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
     parser = argparse.ArgumentParser(description="Renew both pages from results/.")
     parser.add_argument("--check", action="store_true", help="show what would change, no more")
     check = parser.parse_args(arguments).check
-    frame, labels = load_frame(), None
+    frame, data, labels = load_frame(), None, None
     if check and not (find_root() / "cifar-10-batches-py").is_dir():
         print(f"The table `images` was not checked: there is no CIFAR-10 in {find_root()}.")
     else:
-        labels = load_cifar10(find_root()).test.tensors[1].numpy()
+        data = load_cifar10(find_root())
+        labels = data.test.tensors[1].numpy()
     texts = renew_pages(root, frame, make_tables(frame, labels, load_speed()))
     if check:
         sys.exit(any(path.read_text(encoding="utf-8") != text for path, text in texts.items()))
     contents = {path: text.encode() for path, text in texts.items()}
-    for name, figure in draw_figures(frame).items():
+    for name, figure in draw_figures(frame, data).items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=110)
         contents[root / "images" / f"{name}.png"] = buffer.getvalue()
