@@ -144,13 +144,14 @@ def draw_scales(scales: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw_figures(frame: pd.DataFrame) -> dict[str, Figure]:
-    """Draw all figures, by their names."""
+def draw_figures(frame: pd.DataFrame, data: Data | None = None) -> dict[str, Figure]:
+    """Draw all figures, by their names; `mistakes` needs CIFAR-10."""
     compared = frames.get_compared(frame)
     crosses = "After 4 epochs (line: mean, dash: one run, cross: a run that diverged)"
     grown = "After 5 epochs, the rate in proportion to the batch (line: mean, dash: one run)"
     rates = (frames.get_claim(frame, "rates"), "peak learning rate of SGD", crosses)
-    return {
+    drawn = {"mistakes": draw_mistakes(compared, data)} if data else {}
+    return drawn | {
         "curves": draw_curves(compared),
         "accuracy": draw_accuracies(compared[compared.arm.isin(COMPARED)], COMPARED_RECIPES),
         "baseline": draw_accuracies(compared, list(frames.BASES.values())),
