@@ -67,8 +67,8 @@ def run_all(jobs: Mapping[str, Sequence[str]], processes: int, threads: int) -> 
     gpus = itertools.cycle(os.environ.get("CUDA_VISIBLE_DEVICES", all_gpus).split(","))
     mine = threading.local()
     pool = ThreadPoolExecutor(processes, initializer=lambda: setattr(mine, "gpu", next(gpus)))
-    root = str(records.find_root().absolute())  # since jobs run in ROOT
-    shared = {"OMP_NUM_THREADS": str(threads), "CIFAR10_ROOT": root, "PYTHONUNBUFFERED": "1"}
+    shared = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    shared["CIFAR10_ROOT"] = str(records.find_root())  # absolute, since jobs run in ROOT
 
     def work(name: str) -> str:
         return run_job(name, jobs[name], shared | {"CUDA_VISIBLE_DEVICES": mine.gpu})
