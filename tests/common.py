@@ -87,6 +87,15 @@ def make_run(recipe="onecycle", norm="bn", seed=1, precision="float32", **change
     return runs.Run(recipe, norm, seed, precision)
 
 
+def write_result(folder, run, **changes):
+    """Write a result of the run into `folder`, and return its path."""
+    result = {"recipe": dataclasses.asdict(run.recipe), "norm": run.norm, "seed": run.seed}
+    result |= {"history": {}, "environment": {"precision": run.precision}} | changes
+    path = run.get_path(folder, ".json")
+    runs.write_whole({path: runs.make_json(result)})
+    return path
+
+
 def prepare(run, dataset=None, test_dataset=None):
     """Return what trains the run, on drawn images unless others are given."""
     dataset = dataset or make_dataset()
