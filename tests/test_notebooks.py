@@ -101,17 +101,16 @@ def test_the_notebooks_metadata_is_that_of_any_machine():
 
 
 class Notebook:
-    """The cells of a notebook in this process, by their number; figures are not drawn."""
+    """The cells of a notebook, run in this process on 64 images and with figures not drawn."""
 
-    def __init__(self, norm, monkeypatch):
-        monkeypatch.setenv("RECIPE", "smoke")
+    def __init__(self, norm, patch):
         small, data = replace(runs.RECIPES["smoke"], epochs=1), cifar10.load_sample()
-        parts = (TensorDataset(*part[:128]) for part in (data.train, data.test))
+        parts = (TensorDataset(*part[:64]) for part in (data.train, data.test))
         data = cifar10.Data(data.classes, *parts)
-        monkeypatch.setitem(runs.RECIPES, "smoke", small)
-        monkeypatch.setattr(utils, "load_sample", lambda: data)
+        patch.setitem(runs.RECIPES, "smoke", small)
+        patch.setattr(utils, "load_sample", lambda: data)
         transform = TransformerManager().transform_cell
-        self.code = [transform(source) for source in get_code(norm)]
+        self.code = [transform(source).replace(", 60)", ", 12)") for source in get_code(norm)]
         self.names = {"get_ipython": mock.Mock()}
 
     def find(self, text):
@@ -122,47 +121,38 @@ class Notebook:
             exec(source, self.names)
 
 
-@pytest.fixture
-def notebook(monkeypatch):
-    return lambda norm="bn": Notebook(norm, monkeypatch)
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    """The Batch notebook, run from top to bottom."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("book"))
+        torch.seed()  # another state each time: the cells seed what they need
+        book = Notebook("bn", patch)
+        book.run()
+        yield book
 
 
-def test_every_cell_can_be_run_again(notebook):
-    book = notebook()
-    model, training = book.find("model = Session8Net"), book.find("history = utils.fit")
-    book.run()
-    first = book.names["history"]["test_loss"]
-    book.run(training, training + 1)  # alone, after its result was written
-    assert book.names["history"]["test_loss"] == first
-    book.run()  # all of them a second time
-    book.run(model)  # from block 5's model on
-    assert book.names["history"]["test_loss"] == first
-    book.run(book.find("post_accuracyplots"))  # block 7 alone
-    book.run(book.find("C1 = "), training)  # block 5 without its training
-
-
-def test_a_name_means_one_thing(notebook):
-    book = notebook()
-    book.run()
-    assert len(book.names["images"]) == len(book.names["labels"]) == 64
-    assert len(book.names["truth"]) == len(book.names["prediction"]) == 128
-    assert type(book.names["optimizer"]).__name__ == "Muon", "not that of the race"
-
-
-@notebooks
-def test_the_cells_train_what_assemble_does(norm, notebook, tmp_path):
-    torch.seed()  # another state each time: the cells seed what they need
-    book = notebook(norm)
-    book.run(0, 1 + book.find("save_result"))
-    run = book.names["run"]
-    data = utils.get_data(run.recipe, None, torch.device("cpu"))
-    training = utils.assemble(run, data)
-    history = utils.fit(run, training, tmp_path)
-    for column in set(history) - {"seconds"}:
-        assert book.names["history"][column] == history[column]
+def test_the_cells_train_what_assemble_does(book):
+    names, data = book.names, utils.load_sample()
+    training = utils.assemble(names["run"], data)
+    assert names["history"] | {"seconds": 0} == utils.fit(names["run"], training) | {"seconds": 0}
     plain = utils.Loader(data.train, utils.get_test_transforms(), 500)
-    accuracy = utils.test(training.model, plain, training.criterion, run.precision)[1]
-    assert book.names["clean_train_acc"] == pytest.approx(accuracy, abs=0.2)
+    accuracy = utils.test(training.model, plain, training.criterion, names["run"].precision)[1]
+    assert names["clean_train_acc"] == pytest.approx(accuracy, abs=0.2)
+
+
+def test_a_name_means_one_thing_and_every_cell_can_be_run_again(book):
+    names, first = book.names, book.names["history"]["test_loss"]
+    sizes = {"images": 64, "labels": 64, "truth": 64, "prediction": 64}
+    assert {name: len(names[name]) for name in sizes} == sizes
+    assert type(names["optimizer"]).__name__ == "Muon", "not that of the race"
+    training = book.find("history = utils.fit")
+    book.run(training, training + 1)  # alone, after its result was written
+    assert names["history"]["test_loss"] == first
+    book.run()  # all of them a second time
+    book.run(book.find("C1 = "))  # from block 5 on
+    assert names["history"]["test_loss"] == first
+    book.run(book.find("post_accuracyplots"))  # block 7 alone
 
 
 # --- The parameters, and the files beside the notebook
@@ -176,10 +166,8 @@ def test_the_first_cell_holds_what_papermill_may_set(norm):
     assert names == ["norm", "recipe", "seed", "precision", "results"]
 
 
-def test_a_value_is_that_set_last_and_an_empty_variable_counts_as_unset(
-    notebook, monkeypatch, capsys
-):
-    book = notebook("ln")
+def test_a_value_is_that_set_last_and_an_empty_variable_counts_as_unset(monkeypatch, capsys):
+    book = Notebook("ln", monkeypatch)
     for name in ("RECIPE", "SEED", "PRECISION"):
         monkeypatch.setenv(name, "")
     stop = book.find("utils.get_data")
@@ -192,29 +180,19 @@ def test_a_value_is_that_set_last_and_an_empty_variable_counts_as_unset(
     assert "convolutions in float32" in said
 
 
-def run_first_cells(tmp_path, lines=""):
-    """Return what the cells say up to the libraries, in `tmp_path` and in a process of its own."""
-    stop = next(i for i, source in enumerate(get_code("bn")) if "import runs" in source)
-    code = [TransformerManager().transform_cell(source) for source in get_code("bn")[: stop + 1]]
-    stub = "from unittest import mock; get_ipython = mock.Mock()\n"
-    command = [sys.executable, "-c", lines + stub + "\n".join(code)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    return done.stderr.strip().splitlines()[-1] if done.returncode else ""
-
-
-def test_a_file_that_is_missing_or_another_is_named(tmp_path):
-    for name in MODULES:
-        (tmp_path / name).symlink_to(ROOT / name)
-    assert run_first_cells(tmp_path) == ""
-    (tmp_path / "utils.py").unlink()
-    (tmp_path / "utils.py").write_text("", encoding="utf-8")  # of another project
-    assert str(tmp_path / "utils.py") in run_first_cells(tmp_path)
-    for name in ("utils.py", "runs.py"):
-        (tmp_path / name).unlink()
-    assert "No module named 'utils'" in run_first_cells(tmp_path)
-    (tmp_path / "utils.py").symlink_to(ROOT / "utils.py")
+@pytest.mark.parametrize(("name", "named"), [("utils", "utils.py)"), ("runs", "'runs'")])
+def test_a_file_that_is_missing_or_another_is_named(name, named, tmp_path):
+    for module in {*MODULES} - {f"{name}.py"}:
+        (tmp_path / module).symlink_to(ROOT / module)
+    if name == "utils":
+        (tmp_path / "utils.py").write_text("", encoding="utf-8")  # of another project
     (tmp_path / "runs").mkdir()  # what a run leaves is no module
-    assert "'runs'" in run_first_cells(tmp_path)
+    cells = get_code("bn")[:5]  # with the libraries
+    stub = "from unittest import mock; get_ipython = mock.Mock()\n"
+    code = stub + "\n".join(map(TransformerManager().transform_cell, cells))
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert named in done.stderr.strip().splitlines()[-1]
 
 
 @notebooks
