@@ -38,16 +38,21 @@ def post_points(x: torch.Tensor, changed: torch.Tensor, axes: Sequence[int]) -> 
     for row, before, values in zip(rows, (x, changed), after, strict=True):
         for image, axis in enumerate(row):
             right = axis.twinx()
-            right.set(ylim=(-2.2, 2.2), ylabel="after" if image == len(x) - 1 else "")
-            axis.set(xlim=(-0.3, 1.3), xticks=[], ylabel="" if image else "before")
+            right.set(ylim=(-2.2, 2.2), yticks=[])
+            axis.set(xlim=(-0.5, 1.5), yticks=[])
+            axis.set_xticks([0, 1], ["number", "normalized"])
             axis.set(ylim=(before.min() - 0.15 * before.max(), 1.15 * before.max()))
             ends = (part[image].flatten().tolist() for part in (before, values, after[0], sets))
-            for start, end, first, number in zip(*ends, strict=True):
-                color = colors[number]
+            for place, (start, end, first, number) in enumerate(zip(*ends, strict=True)):
+                color, aside = (
+                    colors[number],
+                    0.06 + 0.15 * (place // 2),
+                )  # labels of two channels don't collide
+                text = {"va": "center", "color": color, "fontsize": 11}
                 axis.plot(0, start, "o", color=color)
-                axis.annotate(f"{start:g} ", (0, start), ha="right", va="center")
+                axis.annotate(f"{start:g}", (-aside, start), ha="right", **text)
                 right.plot(1, end, "o", color=color)
-                right.annotate(f"  {end:.1f}", (1, end), va="center")
+                right.annotate(f"{end:.1f}", (1 + aside, end), **text)
                 right.plot(1, first, "o", color=color, markersize=11, fillstyle="none")
                 places = {"coordsA": axis.transData, "coordsB": right.transData}
                 right.add_artist(ConnectionPatch((0, start), (1, end), color=color, **places))
@@ -110,6 +115,7 @@ def draw_lines(axis, lines: Mapping[str, Mapping], window=1) -> None:
         (line,) = axis.plot(x[window - 1 :], means, label=LABELS[name], linewidth=2, **style)
         if window > 1:
             axis.plot(x, y, color=line.get_color(), linewidth=0.8, alpha=0.35)
+    axis.margins(y=0.12)
     axis.grid(alpha=0.3)
     axis.legend()
 

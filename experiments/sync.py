@@ -25,7 +25,8 @@ def copy_cells(source: nbformat.NotebookNode, target: nbformat.NotebookNode, nor
     own, cells = {cell.id: cell for cell in target.cells}, []
     for cell in source.cells:
         old, new = own.get(cell.id), copy.deepcopy(cell)
-        new.source = cell.source.replace('norm = "bn"', f'norm = "{norm}"')
+        if cell.cell_type == "code":
+            new.source = cell.source.replace('norm = "bn"', f'norm = "{norm}"')
         if old and "lesson" in cell.metadata.get("tags", []):
             new.source = old.source
         if cell.cell_type == "code":
