@@ -1,6 +1,5 @@
 """Many runs at a time: each is the one that was asked for, and none outlives its command."""
 
-import json
 import multiprocessing
 import os
 import re
@@ -8,7 +7,6 @@ import shutil
 import signal
 import sys
 import time
-from dataclasses import asdict
 from unittest import mock
 
 import nbformat
@@ -16,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from common import NOTEBOOKS, ROOT, make_run
+from common import NOTEBOOKS, ROOT, make_run, write_result
 from experiments import replicate
 
 
@@ -63,12 +61,7 @@ def test_a_run_is_its_notebook_with_its_parameters(repository, tmp_path, monkeyp
 
 
 def test_a_run_that_has_its_result_is_not_started(tmp_path, monkeypatch, capsys):
-    run = make_run("smoke", "gn", 2)
-    result = {"recipe": asdict(run.recipe), "norm": "gn", "seed": 2}
-    path = run.get_path(tmp_path / "results", ".json")
-    path.parent.mkdir(parents=True)
-    result |= {"environment": {"precision": "float32"}}
-    path.write_text(json.dumps(result), encoding="utf-8")
+    write_result(tmp_path / "results", make_run("smoke", "gn", 2))
     started = mock.Mock(return_value="It is done.")
     monkeypatch.setattr(replicate, "run_job", started)
     monkeypatch.setattr(replicate, "ROOT", tmp_path)
@@ -89,14 +82,14 @@ time.sleep(120)
 """
 
 
-def run_jobs(jobs):
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
-    replicate.run_all(jobs, processes=1, threads=1)
-
-
 def fork(jobs):
     """Start a process that runs the jobs, without the seconds that imports take."""
-    process = multiprocessing.get_context("fork").Process(target=run_jobs, args=(jobs,))
+
+    def run():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
+        replicate.run_all(jobs, processes=1, threads=1)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
     return process
 
@@ -106,8 +99,8 @@ def test_a_killed_command_leaves_no_kernel_behind(tmp_path, monkeypatch):
     pytest.importorskip("papermill", reason="needs experiments/requirements.txt")
     monkeypatch.setattr(replicate, "ROOT", tmp_path)
     source = nbformat.v4.new_code_cell(SLEEPER.format(path=str(tmp_path / "begun")))
-    notebook = nbformat.v4.new_notebook(cells=[source])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "", "language": "python"}
+    kernel = {"name": "python3", "display_name": "", "language": "python"}
+    notebook = nbformat.v4.new_notebook(cells=[source], metadata={"kernelspec": kernel})
     nbformat.write(notebook, tmp_path / NOTEBOOKS["bn"].name)
     process = fork({"a": replicate.make_job(make_run("smoke"))})
     kernel = get_job(tmp_path / "begun")
@@ -174,9 +167,7 @@ def test_a_job_that_fails_stops_no_other_and_is_named(run_code, tmp_path, capsys
     assert "right is done" in said
 
 
-@pytest.mark.parametrize(
-    ("visible", "expected"), [("4,7", "4 7"), ("MIG-a", "MIG-a MIG-a"), (None, "0 1")]
-)
+@pytest.mark.parametrize(("visible", "expected"), [("MIG-a,7", "7 MIG-a"), (None, "0 1")])
 def test_jobs_take_the_gpus_in_turn(visible, expected, run_code, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

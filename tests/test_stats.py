@@ -53,15 +53,6 @@ def test_a_pooled_contrast_is_that_of_a_linear_model(samples):
         assert p == pytest.approx(2 * scipy.stats.t.sf(abs(mean) / error, freedom), abs=1e-9)
 
 
-def test_an_interaction_is_the_difference_of_two_differences():
-    fours = [[80.0, 81.0], [77.0, 78.5], [85.0, 86.0], [85.5, 86.0]]
-    mean, low, high, _ = stats.contrast(fours, [1, -1, -1, 1])
-    assert mean == pytest.approx((80.5 - 77.75) - (85.5 - 85.75))
-    errors = [np.var(four, ddof=1) / 2 for four in fours]
-    half = scipy.stats.t.ppf(0.975, sum(errors) ** 2 / sum(error**2 for error in errors))
-    assert high - low == pytest.approx(2 * half * sum(errors) ** 0.5)
-
-
 def test_where_runs_are_missing_there_is_no_difference():
     assert all(map(math.isnan, stats.contrast([[80.0], [70.0, 71.0]], [1, -1])))
     assert all(map(math.isnan, stats.contrast([], [])))
@@ -86,8 +77,7 @@ def test_a_difference_varies_with_seeds_and_with_images():
 
 def test_holms_correction_is_the_textbooks():
     assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert stats.holm([0.9, 0.8]) == [1.0, 1.0]
-    assert str(stats.holm([math.nan, 0.02, 0.03])) == "[nan, 0.04, 0.04]"
+    assert str(stats.holm([math.nan, 0.9, 0.8])) == "[nan, 1.0, 1.0]"
 
 
 @settings(deadline=None)  # on a busy machine
