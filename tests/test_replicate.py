@@ -39,7 +39,7 @@ def test_a_run_is_its_notebook_with_its_parameters(repository, tmp_path, monkeyp
     ]
     nbformat.write(notebook, repository / NOTEBOOKS["bn"].name)
     monkeypatch.setattr(replicate, "ROOT", repository)
-    options = ["--recipes", "smoke", "--norms", "none", "--seeds", "3", "--threads", "2"]
+    options = ["--recipes", "smoke", "--norms", "none", "--seeds", "3"]
     monkeypatch.setattr("sys.argv", ["replicate", *options, "--keep", str(tmp_path / "kept")])
     monkeypatch.delenv("PYTEST_CURRENT_TEST")  # ipykernel keeps the terminal from such a kernel
     replicate.main()
@@ -55,7 +55,6 @@ def test_a_run_is_its_notebook_with_its_parameters(repository, tmp_path, monkeyp
         assert re.search(rf"^ +{epoch} ", text, re.M)
     assert "No normalization, 2 epochs of smoke, seed 3" in text
     assert f"convolutions in {path.parent.name}\n" in text
-    assert "CPU threads: 2\n" in text
     assert "Total params: 48,448" in text
     assert "ScaleAndShift-3" in text
 
@@ -148,14 +147,14 @@ def run_code(tmp_path, monkeypatch):
     def run(**jobs):
         for name, code in jobs.items():
             (tmp_path / f"job_{name}.py").write_text(code, encoding="utf-8")
-        replicate.run_all({name: [f"job_{name}"] for name in jobs}, processes=2, threads=1)
+        replicate.run_all({name: [f"job_{name}"] for name in jobs}, processes=2, threads=7)
 
     return run
 
 
 def test_a_job_that_fails_stops_no_other_and_is_named(run_code, tmp_path, capsys):
     killed = "import os; os.kill(os.getpid(), 9)"
-    right = "import os; print(os.environ['CIFAR10_ROOT'])"  # absolute: it runs elsewhere
+    right = "import os; print(*map(os.environ.get, ['OMP_NUM_THREADS', 'CIFAR10_ROOT']))"
     with pytest.raises(SystemExit, match="2 of 3 runs failed; to go on, give the same command"):
         run_code(wrong="print('begun'); 1 / 0", killed=killed, right=right)
     said = capsys.readouterr().out
@@ -163,7 +162,7 @@ def test_a_job_that_fails_stops_no_other_and_is_named(run_code, tmp_path, capsys
     assert "wrong failed (status 1): ZeroDivisionError: division by zero [" in said
     assert [f"[{n} of 3" in said for n in (1, 2, 3)] == [True] * 3
     assert "killed failed (status -9)" in said
-    assert f"right: {tmp_path / 'data'}\n" in said
+    assert f"right: 7 {tmp_path / 'data'}\n" in said  # absolute: it runs elsewhere
     assert "right is done" in said
 
 
