@@ -1,10 +1,9 @@
 """The speed: what is measured, and what is made of it; no test asserts a time."""
 
-import json
-
 import pytest
 import torch
 
+from common import make_run, write_result
 from experiments import benchmark
 from experiments import results as records
 
@@ -44,18 +43,14 @@ MEDIANS |= {"ours, float32, small images": 25.0, "ours, float32, evaluation": 10
 def test_minutes_are_those_to_the_final_accuracy(monkeypatch, tmp_path):
     monkeypatch.setenv("PRECISION", "bfloat16")
     monkeypatch.setattr(records, "ROOT", tmp_path)
-    for precision, name, history in (
-        ("float32", "reference-bn-seed1", [60.0, 76.95, 70.0, 77.0]),  # within 0.1 after 2 epochs
-        ("float32", "reference-bn-seed2", [60.0, 70.0, 79.0, 79.0]),  # after 3
-        ("float32", "reference-bn-seed9", [50.0]),  # of no page's seed
-        ("bfloat16", "quick-bn-seed1", [50.0, 80.0]),
+    for recipe, seed, precision, tests in (
+        ("reference", 1, "float32", [60.0, 76.95, 70.0, 77.0]),  # within 0.1 after 2 epochs
+        ("reference", 2, "float32", [60.0, 70.0, 79.0, 79.0]),  # after 3
+        ("reference", 9, "float32", [50.0]),  # of no page's seed
+        ("quick", 1, "bfloat16", [50.0, 80.0]),
     ):
-        recipe, norm, seed = name.split("-")
-        result = {"recipe": {"name": recipe}, "norm": norm, "seed": int(seed[4:])}
-        result |= {"environment": {"precision": precision}, "history": {"test_acc": history}}
-        path = tmp_path / "results" / precision / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result), encoding="utf-8")
+        run = make_run(recipe, "bn", seed, precision)
+        write_result(tmp_path / "results", run, history={"test_acc": tests})
     usual = 2.5 * 391 * 80 / 60_000
     # Four epochs, the first two of them with small images, each with two evaluations of 79 steps.
     quick = (391 * (2 * 20 + 2 * 12) + 4 * 158 * 6) / 60_000
@@ -66,14 +61,12 @@ def test_minutes_are_those_to_the_final_accuracy(monkeypatch, tmp_path):
 
 
 def test_the_tables_have_their_columns(monkeypatch, capsys):
-    monkeypatch.setenv("PRECISION", "float32")
     monkeypatch.setattr("sys.argv", ["benchmark"])
     monkeypatch.setattr(benchmark, "KINDS", dict.fromkeys(benchmark.KINDS))
     times = {kind: [10.0 + i, 10.0 + i, 99.0] for i, kind in enumerate(benchmark.KINDS)}
     monkeypatch.setattr(benchmark, "measure_norm", lambda *_: times)
     benchmark.main()
-    tables = capsys.readouterr().out.split("\n\n")[1:]
-    assert [len(table.strip().split("\n")) for table in tables] == [2 + 3 * 9, 2 + 3]
+    tables = [text.strip().split("\n") for text in capsys.readouterr().out.split("\n\n")[1:]]
+    assert list(map(len, tables)) == [2 + 3 * 9, 2 + 3]
     assert "| bn | floor | 12.0 (12.0 to 99.0) |" in tables[0]
-    for table in tables:
-        assert len({line.count("|") for line in table.strip().split("\n")}) == 1
+    assert all(len({line.count("|") for line in table}) == 1 for table in tables)

@@ -198,7 +198,7 @@ def test_a_file_that_is_missing_or_another_is_named(name, named, tmp_path):
 @notebooks
 def test_the_files_to_upload_are_all_that_the_notebook_imports(norm):
     text = "\n".join(cell.source for cell in read(norm) if cell.cell_type == "markdown")
-    upload = re.search(r"In Colab, upload (.*?) first", text)[1]
+    upload = re.search(r"In Colab, upload (.*)", text)[1]
     assert sorted(re.findall(r"`(.+?)`", upload)) == sorted([*MODULES, cifar10.SHEET.name])
     below = {
         "utils.py": {"models", "cifar10", "runs", "plots"},
