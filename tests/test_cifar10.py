@@ -77,28 +77,28 @@ def test_root_is_absolute_however_it_is_spelled(tmp_path, monkeypatch):
 def test_tensors_are_what_torchvision_reads(place, request):
     root = request.getfixturevalue(place)
     data = cifar10.load_cifar10(root)
-    for part, train in ((data.train, True), (data.test, False)):
-        theirs = CIFAR10(root, train=train)
-        assert torch.equal(part.tensors[0], torch.from_numpy(theirs.data).permute(0, 3, 1, 2))
-        assert torch.equal(part.tensors[1], torch.tensor(theirs.targets))
+    for part, train in ((data.test, False), (data.train, True)):
+        theirs, (images, labels) = CIFAR10(root, train=train), part.tensors
+        assert torch.equal(images, torch.from_numpy(theirs.data).permute(0, 3, 1, 2))
+        assert torch.equal(labels, torch.tensor(theirs.targets))
     assert data.classes == tuple(theirs.classes)
     if place == "cifar10_root":
-        pixels = [channel.float() / 255 for channel in data.train.tensors[0].unbind(1)]
-        assert [p.mean().item() for p in pixels] == pytest.approx(cifar10.MEAN, abs=1e-4)
-        assert [p.std().item() for p in pixels] == pytest.approx(cifar10.STD, abs=1e-4)
+        deviation, mean = torch.std_mean(images / 255, (0, 2, 3))
+        assert mean.tolist() == pytest.approx(cifar10.MEAN, abs=1e-4)
+        assert deviation.tolist() == pytest.approx(cifar10.STD, abs=1e-4)
 
 
-@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(b"x")])
-def test_bad_file_is_named_with_its_remedy(spoil, served):
+def test_bad_file_is_named_with_its_remedy(served):
     path = served / FOLDER / "data_batch_3"
-    spoil(path)
-    with pytest.raises(ValueError, match=f"{path} is .* damaged: delete {path.parent} and run"):
-        cifar10.load_cifar10(served)
+    for spoil in (lambda: path.write_bytes(b"x"), path.unlink):
+        spoil()
+        with pytest.raises(ValueError, match=f"{path} is .* damaged: delete {path.parent} and run"):
+            cifar10.load_cifar10(served)
 
 
-@pytest.mark.parametrize("way", ["other", "missing", "stall"])
-def test_bad_mirror_is_passed_over_for_the_next(way, tmp_path, mirrors, monkeypatch, capsys):
-    monkeypatch.setattr(cifar10, "MIRRORS", [mirrors[way], mirrors["right"]])
+def test_bad_mirrors_are_passed_over_for_the_next(tmp_path, mirrors, monkeypatch, capsys):
+    ways = ("other", "missing", "stall", "right")
+    monkeypatch.setattr(cifar10, "MIRRORS", [mirrors[way] for way in ways])
     assert len(cifar10.load_cifar10("data").train) == 15
     assert f"in {tmp_path / 'data'}: downloading 170 MB" in capsys.readouterr().out
     assert os.listdir("data") == [FOLDER]
@@ -114,11 +114,13 @@ def test_failed_download_says_what_to_do(tmp_path, mirrors, monkeypatch):
     assert os.listdir("data") == []
 
 
-@pytest.mark.parametrize(("size", "ways"), [(None, []), (-1, ["right"])], ids=["whole", "damaged"])
-def test_archive_in_the_folder_is_used_if_whole(size, ways, served, mirrors, monkeypatch):
-    monkeypatch.setattr(cifar10, "MIRRORS", [mirrors[way] for way in ways])
-    Path(ARCHIVE).write_bytes((served / ARCHIVE).read_bytes()[:size])
-    assert len(cifar10.load_cifar10(".").test) == 3
+def test_archive_in_the_folder_is_used_if_whole(served, mirrors, monkeypatch):
+    content = (served / ARCHIVE).read_bytes()
+    for folder, archive, ways in (("a", content, []), ("b", content[:-1], ["right"])):
+        monkeypatch.setattr(cifar10, "MIRRORS", [mirrors[way] for way in ways])
+        Path(folder).mkdir()
+        Path(folder, ARCHIVE).write_bytes(archive)
+        assert len(cifar10.load_cifar10(folder).test) == 3
 
 
 def test_faster_notebook_is_no_error(mirrors, monkeypatch):
@@ -133,11 +135,7 @@ def test_faster_notebook_is_no_error(mirrors, monkeypatch):
 
 @pytest.mark.parametrize("function", ["download_url", "extract_archive"])
 def test_full_disk_is_said_at_once(function, tmp_path, mirrors, monkeypatch):
-    def fill(_, folder, *rest):
-        Path(folder, FOLDER).mkdir()  # a part of it
-        raise OSError(errno.ENOSPC, "No room")
-
-    fail = mock.Mock(side_effect=fill)
+    fail = mock.Mock(side_effect=OSError(errno.ENOSPC, "No room"))
     monkeypatch.setattr(cifar10, function, fail)
     monkeypatch.setattr(cifar10, "MIRRORS", [mirrors["right"]] * 2)
     with pytest.raises(OSError, match=f"No room. Make 350 MB free: '{tmp_path / 'data'}'"):
@@ -165,10 +163,9 @@ def test_sample_is_the_first_images_of_each_class(cifar10_root):
     sample, whole = cifar10.load_sample(), cifar10.load_cifar10(cifar10_root)
     assert sample.classes == whole.classes
     for part, original in ((sample.train, whole.train), (sample.test, whole.test)):
-        (images, labels), (theirs, classes) = part.tensors, original.tensors
         for k in range(10):
-            ours = images[labels == k]
-            assert torch.equal(ours, theirs[classes == k][: len(ours)])
+            ours, theirs = (p.tensors[0][p.tensors[1] == k] for p in (part, original))
+            assert torch.equal(ours, theirs[: len(ours)])
 
 
 @pytest.mark.parametrize("content", [None, bytes(1000)], ids=["missing", "other"])

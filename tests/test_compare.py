@@ -35,11 +35,6 @@ def make_results():
     return {norm: result | {"norm": norm, "network": f"one of {norm}"} for norm in PREDICTED}
 
 
-@pytest.mark.parametrize(("norm", "alone"), [("bn", [2, 1]), ("gn", []), ("ln", [3])])
-def test_one_is_right_alone_and_the_surest_comes_first(norm, alone):
-    assert compare.find_alone(make_predictions(), LABELS, norm).tolist() == alone
-
-
 def test_the_figure_shows_curves_and_what_each_network_saw():
     test = TensorDataset(draw_images(5), LABELS)
     data = Data("abcdefghij", test, test)
