@@ -58,15 +58,3 @@ def test_minutes_are_those_to_the_final_accuracy(monkeypatch, tmp_path):
     cells = ["2.5", f"{usual:.1f}", "78.00", f"{quick:.1f}", f"{usual / quick:.1f}", "80.00"]
     cells += [f"{float32:.1f}", f"{usual / float32:.1f}", "–"]  # there is no such run
     assert benchmark.make_minutes("bn", MEDIANS) == f"| bn | {' | '.join(cells)} |"
-
-
-def test_the_tables_have_their_columns(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["benchmark"])
-    monkeypatch.setattr(benchmark, "KINDS", dict.fromkeys(benchmark.KINDS))
-    times = {kind: [10.0 + i, 10.0 + i, 99.0] for i, kind in enumerate(benchmark.KINDS)}
-    monkeypatch.setattr(benchmark, "measure_norm", lambda *_: times)
-    benchmark.main()
-    tables = [text.strip().split("\n") for text in capsys.readouterr().out.split("\n\n")[1:]]
-    assert list(map(len, tables)) == [2 + 3 * 9, 2 + 3]
-    assert "| bn | floor | 12.0 (12.0 to 99.0) |" in tables[0]
-    assert all(len({line.count("|") for line in table}) == 1 for table in tables)

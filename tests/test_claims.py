@@ -132,7 +132,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(utils, "get_data", lambda *_: DATA)
     monkeypatch.setattr(claims, "CHECKPOINTS", tmp_path / "checkpoints")
     monkeypatch.setattr(claims, "WATCHED", ("C2", "C10"))
-    monkeypatch.setattr(claims, "DISTANCES", (0.5, 4.0))
+    monkeypatch.setattr(claims, "DISTANCES", (1.0, 1e38))  # at the last the loss overflows
 
     def make(claim, arm, value=None, **changes):
         protocol = claims.CLAIMS[claim].protocol
@@ -204,17 +204,15 @@ def test_recomputed_statistics_are_those_of_the_images(
     assert result["recomputed_acc"] == utils.test(model, loader, nn.NLLLoss())[1]
 
 
-def test_a_whole_batch_as_its_own_ghost_changes_no_digit(small, tmp_path):
-    run, whole, _ = small("ghosts", "bn", "128", batch_size=128)
-    assert whole["history"]["test_loss"] == fit(run, tmp_path)[1]["test_loss"]
-
-
 def test_to_measure_the_shift_leaves_the_training_alone(small, tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "SHIFT_EVERY", 2)
     run, result, _ = small("shift", "bn")
     assert result["history"]["test_loss"] == fit(run, tmp_path)[1]["test_loss"]
-    assert [row["step"] for row in result["rows"]] == [0, 2]
-    assert result["rows"][0]["loss_range"] != result["rows"][1]["loss_range"]
+    first, second = result["rows"]
+    assert (first["step"], second["step"]) == (0, 2)
+    assert first["shift"]["C10"]["change"] != second["shift"]["C10"]["change"]
+    _, result, _ = small("shift", "none")
+    assert result["rows"][0]["loss_range"][1] is result["rows"][0]["smoothness"] is None
 
 
 def test_a_search_sees_no_test_image(small, monkeypatch):
@@ -236,15 +234,6 @@ def test_a_shift_that_diverges_is_a_result(batch_size, where, small):
     _, result, said = small("shift", "bn", lr=1e30, batch_size=batch_size)
     assert re.search(rf"loss {where}, at rate 1e\+30", said)
     assert result["diverged"] == said
-
-
-def test_to_look_where_the_loss_overflows_ends_no_run(small, monkeypatch):
-    monkeypatch.setattr(claims, "DISTANCES", (1.0, 1e38))
-    _, result, _ = small("shift", "none")
-    row = result["rows"][0]
-    assert row["loss_range"][1] is None
-    assert row["smoothness"] is None
-    assert math.isfinite(row["shift"]["C10"]["change"])
 
 
 # --- The command line

@@ -18,29 +18,23 @@ from common import NOTEBOOKS, ROOT, make_run, write_result
 from experiments import replicate
 
 
-@pytest.fixture
-def repository(tmp_path):
-    """A copy of the code and the notebooks, since a run leaves its checkpoint beside them."""
+def test_a_run_is_its_notebook_with_its_parameters(tmp_path, monkeypatch, capsys):
     pytest.importorskip("papermill", reason="needs experiments/requirements.txt")
-    copy = tmp_path / "repository"
+    copy = tmp_path / "repository"  # since a run leaves its checkpoint beside the notebook
     shutil.copytree(ROOT / "experiments", copy / "experiments")
-    for path in (*ROOT.glob("*.py"), ROOT / "sample.png", *NOTEBOOKS.values()):
+    for path in (*ROOT.glob("*.py"), ROOT / "sample.png"):
         shutil.copy(path, copy)
-    code = (copy / "runs.py").read_text(encoding="utf-8")
-    (copy / "runs.py").write_text(code.replace("epochs=5", "epochs=2"), encoding="utf-8")  # smoke's
-    return copy
-
-
-def test_a_run_is_its_notebook_with_its_parameters(repository, tmp_path, monkeypatch, capsys):
+    code = (ROOT / "runs.py").read_text(encoding="utf-8").replace("epochs=5", "epochs=2")  # smoke's
+    (copy / "runs.py").write_text(code, encoding="utf-8")
     skipped = "post_|losses|nets|C1|shown|layer ="  # takes time, or needs what does
     notebook = nbformat.read(NOTEBOOKS["bn"], 4)  # which a norm without one of its own takes
     notebook.cells = [
         c for c in notebook.cells if "import" in c.source or not re.search(skipped, c.source)
     ]
-    nbformat.write(notebook, repository / NOTEBOOKS["bn"].name)
-    monkeypatch.setattr(replicate, "ROOT", repository)
-    options = ["--recipes", "smoke", "--norms", "none", "--seeds", "3"]
-    monkeypatch.setattr("sys.argv", ["replicate", *options, "--keep", str(tmp_path / "kept")])
+    nbformat.write(notebook, copy / NOTEBOOKS["bn"].name)
+    monkeypatch.setattr(replicate, "ROOT", copy)
+    options = ["--recipes", "smoke", "--norms", "none", "--seeds", "3", "--keep"]
+    monkeypatch.setattr("sys.argv", ["replicate", *options, str(tmp_path / "kept")])
     monkeypatch.delenv("PYTEST_CURRENT_TEST")  # ipykernel keeps the terminal from such a kernel
     replicate.main()
     said = capsys.readouterr().out
@@ -176,9 +170,3 @@ def test_jobs_take_the_gpus_in_turn(visible, expected, run_code, monkeypatch, ca
     run_code(a=code, b=code)
     said = capsys.readouterr().out
     assert " ".join(sorted(re.findall(r"gpu (\S+)", said))) == expected
-
-
-def test_runs_come_once_and_the_first_seed_first():
-    options = replicate.parse(["--seeds", "2", "2", "1", "--norms", "bn", "ln", "bn"])
-    runs = replicate.get_runs([make_run().recipe], options)
-    assert [(run.norm, run.seed) for run in runs] == [("bn", 2), ("ln", 2), ("bn", 1), ("ln", 1)]

@@ -71,7 +71,6 @@ def test_a_run_is_known_by_recipe_norm_seed_and_precision():
     paths = {make_run(**change).get_path("runs", ".pt").as_posix() for change in changes}
     assert len(paths) == 5
     assert {"runs/float32/onecycle-bn-seed1.pt", "runs/bfloat16/onecycle-bn-seed1.pt"} <= paths
-    assert "2,500 of CIFAR-10's 60,000 images" in make_run("smoke").title
     assert make_run(norm="rms").title.startswith("rms normalization")
     assert runs.LABELS["rms"] == "rms", "a norm of the user's own"
     assert {type(make_run(seed=seed).seed) for seed in (" 42 ", np.int64(3))} == {int}
@@ -185,13 +184,16 @@ def test_a_run_goes_on_elsewhere_and_lists_where_it_was(monkeypatch, capsys):
     assert result["earlier_environments"] == [old]
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["from block 6", "the cell alone"])
-def test_a_model_that_has_moved_is_not_trained_as_a_new_one(again):
-    training = interrupt(1)
-    if not again:
-        training = with_optimizer(training, utils.get_optimizer(training.model, RUN.recipe))
-    with pytest.raises(RuntimeError, match="trained already.* block 5"):
-        utils.fit(RUN, training)
+def test_a_model_that_has_moved_is_not_trained_as_a_new_one():
+    training = prepare(RUN, make_dataset(64))
+    loader = torch.utils.data.DataLoader(training.test_loader.dataset)  # it has no transforms
+    with pytest.raises(AttributeError, match="transforms"):  # before it moves, which is no harm
+        fit(training=training._replace(test_loader=loader))
+    interrupt(1, training=training)
+    from_block_6 = with_optimizer(training, utils.get_optimizer(training.model, RUN.recipe))
+    for again in (training, from_block_6):
+        with pytest.raises(RuntimeError, match="trained already.* block 5"):
+            utils.fit(RUN, again)
 
 
 def with_optimizer(training, optimizer, make=None, **options):
@@ -208,7 +210,8 @@ def test_the_cells_run_again_after_the_result_show_the_same(capsys):
     assert not read_all("mine"), "the checkpoint goes from the folder that fit was given"
     assert utils.fit(RUN, training, "mine") == history
     assert capsys.readouterr().out == first
-    save_result(training, history=history)
+    result = save_result(training, run=make_run(**SMALL, norm="gn", seed=2))
+    assert (result["norm"], result["seed"]) == ("bn", 1), "of the run that was trained"
 
 
 def test_parts_that_do_not_belong_together_are_refused_before_the_first_epoch(monkeypatch):
@@ -222,14 +225,6 @@ def test_parts_that_do_not_belong_together_are_refused_before_the_first_epoch(mo
     rest = [p for p in one.model.parameters() if p.requires_grad]
     with pytest.raises(AssertionError):  # it trains
         utils.fit(RUN, with_optimizer(one, torch.optim.SGD(rest, lr=0.1)))
-
-
-def test_a_cell_that_failed_before_it_trained_is_mended_and_run_again():
-    training = prepare(RUN, make_dataset(64))
-    loader = torch.utils.data.DataLoader(training.test_loader.dataset)  # it has no transforms
-    with pytest.raises(AttributeError, match="transforms"):
-        fit(training=training._replace(test_loader=loader))
-    assert is_same(fit(training=training), get_whole())
 
 
 def use_late_peak(training):
@@ -256,22 +251,22 @@ CHANGES = [  # what a user may change, how a message calls it, and what a result
 ]
 
 
-def make_changed(change):
-    """Return what trains RUN after the change, which is made in place or returned."""
+@pytest.mark.parametrize(("name", "change", "where", "value"), CHANGES)
+def test_other_parts_are_refused_a_checkpoint_and_written_as_what_they_were(
+    name, change, where, value
+):
     training = prepare(RUN, make_dataset(64))
-    changed = change(training)
-    return changed if isinstance(changed, runs.Training) else training
-
-
-@pytest.mark.parametrize(("name", "change"), [row[:2] for row in CHANGES])
-def test_a_checkpoint_of_other_parts_is_refused_and_kept(name, change):
-    check_refused(RUN, make_changed(change), name, get_checkpoint())
+    changed = change(training)  # in place or not
+    training = changed if isinstance(changed, runs.Training) else training
+    check_refused(RUN, training, name, get_checkpoint())
+    assert functools.reduce(lambda part, key: part[key], where, save_result(training)) == value
+    weights = torch.load(RUN.get_path("runs", ".pt"), weights_only=True)
+    assert set(weights) == set(training.model.state_dict())
 
 
 def check_refused(run, training, name, content):
     path = run.get_path("checkpoints", ".pt")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
+    runs.write_whole({path: content})
     with pytest.raises(ValueError, match=rf"{path} belongs to another run.*: .*\b{name}\b"):
         fit(run, training)
     assert path.read_bytes() == content
@@ -340,10 +335,9 @@ def test_a_checkpoint_holds_the_state_of_the_gpus_generator(monkeypatch):
 def test_a_damaged_checkpoint_is_named_and_kept_and_its_code_is_not_run():
     good, trap = get_checkpoint(), io.BytesIO()
     torch.save({"identity": Trap()}, trap)
-    PATH.parent.mkdir(parents=True, exist_ok=True)
     start, end = good[: len(good) // 2], good[len(good) // 2 :]
     for bad in (b"", start, start + bytes([end[0] ^ 255]) + end[1:], trap.getvalue()):
-        PATH.write_bytes(bad)
+        runs.write_whole({PATH: bad})
         with pytest.raises(ValueError, match=f"{PATH} is damaged"):
             fit()
         assert PATH.read_bytes() == bad
@@ -420,35 +414,12 @@ def test_a_result_says_what_ran_and_what_came_out():
     assert all(torch.equal(weights[k], v) for k, v in training.model.state_dict().items())
 
 
-@pytest.mark.parametrize(("change", "where", "value"), [row[1:] for row in CHANGES])
-def test_whatever_ran_is_written_as_what_it_was(change, where, value):
-    training = make_changed(change)
-    assert functools.reduce(lambda part, key: part[key], where, save_result(training)) == value
-    weights = torch.load(RUN.get_path("runs", ".pt"), weights_only=True)
-    assert set(weights) == set(training.model.state_dict())
-
-
-def test_a_result_is_of_the_run_that_was_trained():
-    training = prepare(RUN, make_dataset(64))
-    utils.fit(RUN, training)
-    result = save_result(training, run=make_run(**SMALL, norm="gn", seed=2))
-    assert (result["norm"], result["seed"]) == ("bn", 1)
-
-
 def test_a_result_before_the_end_tells_its_epochs_and_keeps_the_checkpoint():
     training = interrupt(3)
     assert len(save_result(training, history=HISTORY)["history"]["lr"]) == 2
     assert is_same(fit(training=training), get_whole())
     short = HISTORY | {"test_loss": [math.nan, math.inf]}  # of a loop of one's own
     assert save_result(history=short)["history"] == HISTORY | {"test_loss": [None, None]}
-
-
-def test_a_smoke_run_writes_nothing():
-    run, data = make_run("smoke"), cifar10.load_sample()
-    training, prediction = utils.assemble(run, data), torch.zeros(500, 10)
-    said = utils.save_result(run, data, training, HISTORY, 51.5, prediction)
-    assert said == "Nothing was written: this run was on 2,500 of CIFAR-10's 60,000 images."
-    assert not Path("runs").exists()
 
 
 def test_a_field_that_a_result_lacks_was_at_its_default():

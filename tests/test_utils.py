@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import utils
-from common import CPU, MUON, OUR_NORMS, draw_images, make_dataset, make_run, prepare
+from common import MUON, OUR_NORMS, draw_images, make_dataset, make_run, prepare
 from models import Session8Net, get_norm
 from runs import PRECISIONS, Recipe, get_recipe
 
@@ -41,12 +41,6 @@ def test_native_is_bfloat16_where_hardware_computes_in_it(has, native, monkeypat
     assert {name: utils.get_precision(name, device) for name in asked} == asked
     with pytest.raises(ValueError, match="PRECISION is 'fp32'.*'native', 'float32'"):
         utils.get_precision("fp32", device)
-
-
-def test_float32_is_not_tf32(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    with utils.autocast(CPU, "float32"):
-        assert not torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what keeps the memory is glibc's")
@@ -384,6 +378,7 @@ def test_all_is_computed_in_its_precision_in_channels_last_and_kept_memory(
     parts, computed, kept = prepare(run, make_dataset(8)), [], []
     model, train_loader, test_loader, *rest = parts
     monkeypatch.setattr(utils, "keep_memory", lambda: kept.append(1))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(lambda *args: computed.append(args[2]))
@@ -397,6 +392,7 @@ def test_all_is_computed_in_its_precision_in_channels_last_and_kept_memory(
         assert all(x.is_contiguous(memory_format=torch.channels_last) for x in computed)
         assert kept
         computed.clear(), kept.clear()
+    assert not torch.backends.cudnn.allow_tf32
     assert utils.predict(model, test_loader, precision)[0].dtype == torch.float32
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
