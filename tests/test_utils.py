@@ -22,17 +22,12 @@ from runs import PRECISIONS, Recipe, get_recipe
 # --- The device
 
 
-@pytest.mark.parametrize(
-    ("has", "native"),
-    [
-        ({"avx512_bf16": False, "amx_bf16": True}, "bfloat16"),
-        ({"bf16": True}, "bfloat16"),  # ARM
-        ({"avx512_f": True, "avx512_bf16": False}, "float32"),
-        ((8, 0), "bfloat16"),  # of a GPU
-        ((7, 5), "float32"),
-    ],
-    ids=str,
-)
+CPUS = [({"avx512_bf16": False, "amx_bf16": True}, "bfloat16"), ({"bf16": True}, "bfloat16")]
+CPUS += [({"avx512_f": True, "avx512_bf16": False}, "float32")]  # the one before is ARM's
+GPUS = [((8, 0), "bfloat16"), ((7, 5), "float32")]
+
+
+@pytest.mark.parametrize(("has", "native"), CPUS + GPUS, ids=str)
 def test_native_is_bfloat16_where_hardware_computes_in_it(has, native, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: has)
@@ -132,29 +127,23 @@ def test_rotation_and_resizing_are_an_affine_map_with_reflected_borders():
     assert abs(np.corrcoef(*draws)[0, 1]) < 0.4
 
 
-def test_normalization_is_the_formula():
-    images = draw_images()
-    mean = torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1)
-    std = torch.tensor([0.2471, 0.2435, 0.2616]).view(3, 1, 1)
-    normalized = utils.get_test_transforms()(images)
-    assert normalized.dtype == torch.float32
-    torch.testing.assert_close(normalized, (images / 255 - mean) / std)
-    assert torch.equal(utils.denormalize(normalized), images)
-
-
-def test_a_loader_gives_every_image_once_an_epoch_with_its_label():
+def test_a_loader_gives_every_image_once_an_epoch_normalized_with_its_label():
     dataset = make_dataset(70)
     dataset.tensors[0][:, 0, 0, 0] = torch.arange(70)  # by which to know it again
     loader = utils.Loader(dataset, utils.get_test_transforms(), 16, shuffle=True)
+    mean = torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1)
+    std = torch.tensor([0.2471, 0.2435, 0.2616]).view(3, 1, 1)
     torch.manual_seed(0)
     first, second = list(loader), list(loader)
     assert [len(labels) for _, labels in first] == [16, 16, 16, 16, 6]
     for epoch in (first, second):
-        images = torch.cat([utils.denormalize(images) for images, _ in epoch])
+        normalized, labels = map(torch.cat, zip(*epoch, strict=True))
+        images = utils.denormalize(normalized)
         order = images[:, 0, 0, 0].long()
         assert sorted(order.tolist()) == list(range(70))
-        assert torch.equal(images, dataset.tensors[0][order])
-        assert torch.equal(torch.cat([labels for _, labels in epoch]), dataset.tensors[1][order])
+        assert all(map(torch.equal, (images, labels), dataset[order]))
+        assert normalized.dtype == torch.float32
+        torch.testing.assert_close(normalized, (images / 255 - mean) / std)
     assert not torch.equal(first[0][1], second[0][1])
 
 
