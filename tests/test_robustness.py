@@ -33,20 +33,14 @@ def test_more_of_a_corruption_changes_more_and_none_of_it_nothing(corruption):
     assert changes[0] > 0
 
 
-def test_a_seed_draws_its_own_noise_of_the_deviation_that_is_asked_for():
+def test_an_amount_is_that_of_its_definition():
     gray = torch.full((50, 3, 32, 32), 128, dtype=torch.uint8)
     one, other = (robustness.corrupt(gray, "noise", 0.1, seed).float() for seed in (1, 2))
     assert not one.equal(other)
     assert (one.mean().item(), one.std().item()) == pytest.approx((128, 25.5), rel=0.02)
-
-
-def test_less_contrast_keeps_the_mean_of_each_channel():
     before, after = IMAGES.float(), robustness.corrupt(IMAGES, "contrast", 0.6).float()
     torch.testing.assert_close(after.mean((2, 3)), before.mean((2, 3)), atol=0.5, rtol=0)
     torch.testing.assert_close(after.std((2, 3)), 0.4 * before.std((2, 3)), atol=0.5, rtol=0)
-
-
-def test_a_blur_spreads_a_point_by_its_deviation():
     point = torch.zeros(1, 3, 33, 33, dtype=torch.uint8)
     point[..., 16, 16] = 255
     spread = robustness.corrupt(point, "blur", 1.0)[0, 0].double()
