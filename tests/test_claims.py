@@ -17,7 +17,7 @@ from experiments import claims
 from experiments import results as records
 from experiments.variants import make_network
 from models import Session8Net
-from runs import RECIPES, Recipe, Run, is_same_recipe
+from runs import Recipe, Run, is_same_recipe
 
 SAMPLE = load_sample()
 DATA = replace(SAMPLE, train=TensorDataset(*SAMPLE.train[:256]))  # 4 batches of 64
@@ -112,15 +112,6 @@ def test_a_value_has_the_recipe_and_the_protocol_that_its_results_record(claim):
         else:  # its code is gone, and with it the field that it changed
             gone = set(result["recipe"]) - {item.name for item in fields(Recipe)}
             assert any(result["recipe"][field] for field in gone), name
-
-
-def test_the_optimizers_differ_in_the_step_alone():
-    recipes = claims.CLAIMS["optimizers"].recipes
-    for value, changes in {"adamw": {"momentum": 0.9}, "normalized": {}}.items():
-        changes |= {"name": f"optimizers-{value}-0.01", "optimizer": value, "lr": 0.01}
-        assert recipes[f"{value}-0.01"] == replace(RECIPES["muon"], **changes)
-    held = claims.CLAIMS["search"].recipes["normalized-0.01"]
-    assert held == replace(recipes["normalized-0.01"], name="search-normalized-0.01", epochs=10)
 
 
 # --- Whole runs, on the sample

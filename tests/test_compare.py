@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from cifar10 import Data, load_cifar10
-from common import ROOT, draw_images, make_run
+from common import ROOT, draw_images, make_run, write_result
 from experiments import compare
 
 LABELS = torch.tensor([0, 1, 2, 3, 4])
@@ -35,13 +35,16 @@ def make_results():
     return {norm: result | {"norm": norm, "network": f"one of {norm}"} for norm in PREDICTED}
 
 
-def test_the_figure_shows_curves_and_what_each_network_saw():
-    test = TensorDataset(draw_images(5), LABELS)
-    data = Data("abcdefghij", test, test)
-    figure = compare.draw(make_results(), make_predictions(), data)
+def test_the_figure_shows_curves_what_each_network_saw_and_what_differs():
+    results, test = make_results(), TensorDataset(draw_images(5), LABELS)
+    assert compare.name_differences(results) == ""
+    results["gn"] |= {"recipe": {"name": "muon", "lr": 1.0}}
+    results["ln"] |= {"optimizer": "another"}  # which the others' results do not tell
+    figure = compare.draw(results, make_predictions(), Data("abcdefghij", test, test))
     curves, first, *rest = figure.subfigs
     assert [line.get_ydata().tolist() for line in curves.axes[0].lines] == [[55.0, 85.0, 80.5]] * 3
-    assert curves.axes[0].get_title() == "3 epochs of muon, seed 1"
+    said = "Besides the norm, these runs differ in: recipe, optimizer"
+    assert curves.axes[0].get_title() == f"3 epochs of muon, seed 1\n{said}"
     label = curves.axes[0].get_legend().get_texts()[0].get_text()
     assert label == "Batch: 80.50 % (train 81.25 %, 1.5 min)"
     assert first.get_suptitle() == "Right with Batch normalization alone: 2 images"
@@ -52,22 +55,10 @@ def test_the_figure_shows_curves_and_what_each_network_saw():
     assert [sum(bool(axis.images) for axis in row.axes) for row in (first, *rest)] == [2, 0, 1]
 
 
-def test_what_differs_besides_the_norm_is_named_in_the_title():
-    results, test = make_results(), TensorDataset(draw_images(5), LABELS)
-    assert compare.name_differences(results) == ""
-    results["gn"] |= {"recipe": {"name": "muon", "lr": 1.0}}
-    results["ln"] |= {"optimizer": "another"}  # which the others' results do not tell
-    figure = compare.draw(results, make_predictions(), Data("abcdefghij", test, test))
-    said = "Besides the norm, these runs differ in: recipe, optimizer"
-    assert said in figure.subfigs[0].axes[0].get_title()
-
-
 def touch(folder, norms):
-    """Make empty files of runs in `folder`, which is that of a precision."""
-    for path in (make_run("quick", n, 7, folder.name).get_path(folder.parent, "") for n in norms):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for suffix in (".json", ".pt"):
-            path.with_suffix(suffix).touch()
+    """Make files of runs in `folder`, which is that of a precision."""
+    for run in (make_run("quick", norm, 7, folder.name) for norm in norms):
+        write_result(folder.parent, run).with_suffix(".pt").touch()
 
 
 def test_ones_own_runs_are_taken_where_there_are_three(tmp_path):
