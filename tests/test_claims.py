@@ -31,16 +31,13 @@ def get_square(weights):
     return product**2 / 2, {name: product**2 / weights[name] for name in "abc"}
 
 
-def test_the_shift_is_that_of_the_earlier_layers():
+def test_the_shift_is_that_of_the_earlier_layers_a_share_and_an_angle():
     weights = dict(zip("abc", torch.tensor([2.0, 1.0, 1.0]), strict=True))
     shift = claims.get_shift(get_square, weights, 0.1, {"first": "a", "last": "c"})
     assert shift["first"] == {"change": 0.0, "cosine": pytest.approx(1.0)}
     # a and b step to 2 - 0.2 and 1 - 0.4, and c stays where it is.
     change = 1 - (1.8 * 0.6) ** 2 / 2**2
     assert shift["last"] == {"change": pytest.approx(change), "cosine": pytest.approx(1.0)}
-
-
-def test_a_change_is_a_share_and_an_angle():
     tiny = 1e-30 * torch.tensor([[3.0, 4.0]])  # whose square is 0 in float32
     change = claims.measure_change(tiny, 1e-30 * torch.tensor([[-4.0, 3.0]]))
     assert change == {"change": pytest.approx(2**0.5), "cosine": pytest.approx(0.0, abs=1e-7)}

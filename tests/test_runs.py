@@ -67,16 +67,12 @@ def test_a_run_is_known_by_recipe_norm_seed_and_precision():
     paths = {make_run(**change).get_path("runs", ".pt").as_posix() for change in changes}
     assert len(paths) == 5
     assert {"runs/float32/onecycle-bn-seed1.pt", "runs/bfloat16/onecycle-bn-seed1.pt"} <= paths
-    assert make_run(norm="rms").title.startswith("rms normalization")
-    assert runs.LABELS["rms"] == "rms", "a norm of the user's own"
+    assert make_run(norm="rms").title.startswith("rms normalization"), "a norm of the user's own"
     assert {type(make_run(seed=seed).seed) for seed in (" 42 ", np.int64(3))} == {int}
-
-
-@pytest.mark.parametrize("name", ["norm", "precision", "seed"])
-def test_a_run_that_has_no_name_is_refused(name):
-    for value in ("../bn", "", -1, 1.5, True, 2**32)[: None if name == "seed" else 2]:
-        with pytest.raises(ValueError, match=f"(?i)^{name} is "):
-            make_run(**{name: value})
+    for value in ("../bn", "", -1, 1.5, True, 2**32):
+        for name in ("norm", "precision", "seed")[0 if isinstance(value, str) else 2 :]:
+            with pytest.raises(ValueError, match=f"(?i)^{name} is "):
+                make_run(**{name: value})
 
 
 def test_the_code_is_known_by_its_commit_whatever_results_are_there(tmp_path, monkeypatch):
