@@ -10,7 +10,6 @@ from common import NOTEBOOKS, PAGES, ROOT, need_packages
 
 need_packages()
 
-
 from experiments import report  # noqa: E402
 from experiments.tables import make_tables  # noqa: E402
 
