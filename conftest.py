@@ -30,6 +30,9 @@ def pytest_configure(config):
     startup = Path(folder.name, "profile_default", "startup", "move.py")
     startup.parent.mkdir(parents=True)
     code = f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nos.chdir({folder.name!r})\n"
+    code += "import cifar10\n_all = cifar10.load_sample()\n"  # of which 200 photographs are enough
+    code += "_few = [type(part)(*part[:200]) for part in (_all.train, _all.test)]\n"
+    code += "cifar10.load_sample = lambda: cifar10.Data(_all.classes, *_few)\n"
     startup.write_text(code, encoding="utf-8")
     os.environ["IPYTHONDIR"] = folder.name
 

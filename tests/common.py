@@ -37,15 +37,10 @@ def need_packages():
 
 
 def get_rows(page, marker):
-    """Return the cells of each row of a page's table."""
+    """Return the cells of each row of a page's table, without its header."""
     table = re.search(rf"<!-- {marker} -->(.*?)<!-- /{marker} -->", page, re.DOTALL)[1]
-    return read_table(table.strip())
-
-
-def read_table(text):
-    """Return the cells of a Markdown table's rows, without its header."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.split("\n")]
-    return rows[2:]
+    lines = table.strip().split("\n")[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def make_frame(tests, folder="claims", **more):
@@ -85,6 +80,15 @@ def make_run(recipe="onecycle", norm="bn", seed=1, precision="float32", **change
     """Return a run of that recipe with some of its fields changed."""
     recipe = dataclasses.replace(runs.get_recipe(recipe), **changes)
     return runs.Run(recipe, norm, seed, precision)
+
+
+def write_result(folder, run, **changes):
+    """Write a result of the run into `folder`, and return its path."""
+    result = {"recipe": dataclasses.asdict(run.recipe), "norm": run.norm, "seed": run.seed}
+    result |= {"history": {}, "environment": {"precision": run.precision}} | changes
+    path = run.get_path(folder, ".json")
+    runs.write_whole({path: runs.make_json(result)})
+    return path
 
 
 def prepare(run, dataset=None, test_dataset=None):

@@ -18,7 +18,7 @@ from torchvision.datasets import CIFAR10
 
 import cifar10
 import utils
-from common import CPU, OUR_NORMS, draw_images, make_run
+from common import CPU, draw_images, make_run
 from runs import get_recipe
 
 ARCHIVE, FOLDER = CIFAR10.filename, CIFAR10.base_folder
@@ -63,18 +63,12 @@ def mirrors(served, monkeypatch):
         server.shutdown()
 
 
-@pytest.mark.parametrize(
-    ("text", "folder"),
-    [
-        (" '~/x y'\n", "home/x y"),
-        ("$HOME/x/cifar-10-batches-py/", "home/x"),
-        ("x/cifar-10-python.tar.gz", "x"),
-        (" ''\n", "a $HOME/data"),
-    ],
-)
-def test_root_is_absolute_however_it_is_spelled(text, folder, tmp_path, monkeypatch):
+def test_root_is_absolute_however_it_is_spelled(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cifar10.get_root(text, "a $HOME/data") == tmp_path / folder
+    spelled = {" '~/x y'\n": "home/x y", "$HOME/x/cifar-10-batches-py/": "home/x"}
+    spelled |= {"x/cifar-10-python.tar.gz": "x", " ''\n": "a $HOME/data"}
+    for text, folder in spelled.items():
+        assert cifar10.get_root(text, "a $HOME/data") == tmp_path / folder
 
 
 @pytest.mark.parametrize(
@@ -83,67 +77,52 @@ def test_root_is_absolute_however_it_is_spelled(text, folder, tmp_path, monkeypa
 def test_tensors_are_what_torchvision_reads(place, request):
     root = request.getfixturevalue(place)
     data = cifar10.load_cifar10(root)
-    for part, train in ((data.train, True), (data.test, False)):
-        theirs = CIFAR10(root, train=train)
-        assert torch.equal(part.tensors[0], torch.from_numpy(theirs.data).permute(0, 3, 1, 2))
-        assert torch.equal(part.tensors[1], torch.tensor(theirs.targets))
+    for part, train in ((data.test, False), (data.train, True)):
+        theirs, (images, labels) = CIFAR10(root, train=train), part.tensors
+        assert torch.equal(images, torch.from_numpy(theirs.data).permute(0, 3, 1, 2))
+        assert torch.equal(labels, torch.tensor(theirs.targets))
     assert data.classes == tuple(theirs.classes)
     if place == "cifar10_root":
-        pixels = [channel.float() / 255 for channel in data.train.tensors[0].unbind(1)]
-        assert [p.mean().item() for p in pixels] == pytest.approx(cifar10.MEAN, abs=1e-4)
-        assert [p.std().item() for p in pixels] == pytest.approx(cifar10.STD, abs=1e-4)
+        deviation, mean = torch.std_mean(images / 255, (0, 2, 3))
+        assert mean.tolist() == pytest.approx(cifar10.MEAN, abs=1e-4)
+        assert deviation.tolist() == pytest.approx(cifar10.STD, abs=1e-4)
 
 
-@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(b"x")])
-def test_bad_file_is_named_with_its_remedy(spoil, served):
+def test_bad_file_is_named_with_its_remedy(served):
     path = served / FOLDER / "data_batch_3"
-    spoil(path)
-    with pytest.raises(ValueError, match=f"{path.parent} is .* damaged: delete it and run"):
-        cifar10.load_cifar10(served)
+    for spoil in (lambda: path.write_bytes(b"x"), path.unlink):
+        spoil()
+        with pytest.raises(ValueError, match=f"{path.parent} is .* damaged: delete it and run"):
+            cifar10.load_cifar10(served)
 
 
-@pytest.mark.parametrize("way", ["other", "missing", "stall"])
-def test_bad_mirror_is_passed_over_for_the_next(way, tmp_path, mirrors, monkeypatch, capsys):
-    monkeypatch.setattr(cifar10, "MIRRORS", [mirrors[way], mirrors["right"]])
+def test_bad_mirrors_are_passed_over_for_the_next(tmp_path, mirrors, monkeypatch, capsys):
+    bad = [mirrors[way] for way in ("other", "missing", "stall")]
+    monkeypatch.setattr(cifar10, "MIRRORS", bad)
+    with pytest.raises(ConnectionError) as error:
+        utils.get_data(get_recipe("onecycle"), None, CPU)
+    advice = (f"Put {ARCHIVE} into {tmp_path / 'data'}", "CIFAR10_ROOT", "RECIPE=smoke")
+    assert all(words in str(error.value) for words in (*bad, *advice))
+    assert os.listdir("data") == []
+    monkeypatch.setattr(cifar10, "MIRRORS", [*bad, mirrors["right"]])
     assert len(cifar10.load_cifar10("data").train) == 15
     assert f"in {tmp_path / 'data'}: downloading 170 MB" in capsys.readouterr().out
     assert os.listdir("data") == [FOLDER]
     assert socket.getdefaulttimeout() is None
 
 
-def test_failed_download_says_what_to_do(tmp_path, mirrors, monkeypatch):
-    monkeypatch.setattr(cifar10, "MIRRORS", [mirrors["missing"], mirrors["other"]])
-    with pytest.raises(ConnectionError) as error:
-        utils.get_data(get_recipe("onecycle"), None, CPU)
-    advice = (f"Put {ARCHIVE} into {tmp_path / 'data'}", "CIFAR10_ROOT", "RECIPE=smoke")
-    assert all(words in str(error.value) for words in (*cifar10.MIRRORS, *advice))
-    assert os.listdir("data") == []
-
-
-@pytest.mark.parametrize(("size", "ways"), [(None, []), (-1, ["right"])], ids=["whole", "damaged"])
-def test_archive_in_the_folder_is_used_if_whole(size, ways, served, mirrors, monkeypatch):
-    monkeypatch.setattr(cifar10, "MIRRORS", [mirrors[way] for way in ways])
-    Path(ARCHIVE).write_bytes((served / ARCHIVE).read_bytes()[:size])
-    assert len(cifar10.load_cifar10(".").test) == 3
-
-
-def test_faster_notebook_is_no_error(mirrors, monkeypatch):
-    def extract(archive, folder):
-        for place in (folder, "data"):  # the other notebook's, too
-            shutil.unpack_archive(archive, place)
-
-    monkeypatch.setattr(cifar10, "extract_archive", extract)
-    assert len(cifar10.load_cifar10().test) == 3
-    assert os.listdir("data") == [FOLDER]
+def test_archive_in_the_folder_is_used_if_whole(served, mirrors, monkeypatch):
+    content = (served / ARCHIVE).read_bytes()
+    for folder, archive, ways in (("a", content, []), ("b", content[:-1], ["right"])):
+        monkeypatch.setattr(cifar10, "MIRRORS", [mirrors[way] for way in ways])
+        Path(folder).mkdir()
+        Path(folder, ARCHIVE).write_bytes(archive)
+        assert len(cifar10.load_cifar10(folder).test) == 3
 
 
 @pytest.mark.parametrize("function", ["download_url", "extract_archive"])
 def test_full_disk_is_said_at_once(function, tmp_path, mirrors, monkeypatch):
-    def fill(_, folder, *rest):
-        Path(folder, FOLDER).mkdir()  # a part of it
-        raise OSError(errno.ENOSPC, "No room")
-
-    fail = mock.Mock(side_effect=fill)
+    fail = mock.Mock(side_effect=OSError(errno.ENOSPC, "No room"))
     monkeypatch.setattr(cifar10, function, fail)
     monkeypatch.setattr(cifar10, "MIRRORS", [mirrors["right"]] * 2)
     with pytest.raises(OSError, match=f"No room. Make 350 MB free: '{tmp_path / 'data'}'"):
@@ -155,10 +134,9 @@ def test_full_disk_is_said_at_once(function, tmp_path, mirrors, monkeypatch):
 # --- The sample
 
 
-def test_sample_alternates_its_classes_and_moves_to_a_device_whole():
+def test_sample_is_whole_and_moves_to_a_device():
     data = cifar10.load_sample()
     moved = data.to(torch.device("meta"))
-    assert moved.classes == data.classes
     for name, size in (("train", 200), ("test", 50)):
         images, labels = getattr(data, name).tensors
         assert (images.shape, images.dtype) == ((10 * size, 3, 32, 32), torch.uint8)
@@ -172,26 +150,30 @@ def test_sample_is_the_first_images_of_each_class(cifar10_root):
     sample, whole = cifar10.load_sample(), cifar10.load_cifar10(cifar10_root)
     assert sample.classes == whole.classes
     for part, original in ((sample.train, whole.train), (sample.test, whole.test)):
-        (images, labels), (theirs, classes) = part.tensors, original.tensors
         for k in range(10):
-            ours = images[labels == k]
-            assert torch.equal(ours, theirs[classes == k][: len(ours)])
+            ours, theirs = (p.tensors[0][p.tensors[1] == k] for p in (part, original))
+            assert torch.equal(ours, theirs[: len(ours)])
 
 
-@pytest.mark.parametrize("way", ["missing", "cut", "other"])
-def test_bad_sample_is_named_with_its_remedy(way, tmp_path, monkeypatch):
-    content, path = cifar10.SHEET.read_bytes(), tmp_path / "sample.png"
-    if way != "missing":
-        path.write_bytes(content[:-1000] if way == "cut" else content[:-1000] + bytes(1000))
+@pytest.mark.parametrize("content", [None, bytes(1000)], ids=["missing", "other"])
+def test_bad_sample_is_named_with_its_remedy(content, tmp_path, monkeypatch):
+    path = tmp_path / "sample.png"
+    if content:
+        path.write_bytes(cifar10.SHEET.read_bytes()[:-1000] + content)
     monkeypatch.setattr(cifar10, "SHEET", path)
     with pytest.raises(ValueError, match=f"{path} is missing or damaged: restore it .*sample.png"):
         utils.get_data(get_recipe("smoke"), "nowhere", CPU)
 
 
-@pytest.mark.parametrize("norm", OUR_NORMS)
-def test_smoke_run_learns_the_sample(norm):
-    run = make_run("smoke", norm)
+@pytest.mark.parametrize("norm", ["none", "bn"])
+def test_smoke_run_learns_the_sample_and_writes_nothing(norm):
+    run = make_run("smoke", norm, epochs=3)
     data = utils.get_data(run.recipe, "nowhere", CPU)
-    history = utils.fit(run, utils.assemble(run, data))
-    assert history["test_acc"][-1] >= 25  # chance is 10, and the lowest of many seeds near 40
-    assert f", {len(data.train) + len(data.test):,} of CIFAR-10's 60,000 images" in run.title
+    training = utils.assemble(run, data)
+    history = utils.fit(run, training)
+    assert history["test_acc"][-1] >= 20  # chance is 10, and many seeds are at 27 or more
+    said = utils.save_result(run, data, training, history, 50.0, torch.zeros(500, 10))
+    total = f"{len(data.train) + len(data.test):,} of CIFAR-10's 60,000 images"
+    assert said == f"Nothing was written: this run was on {total}."
+    assert run.title.endswith(total)
+    assert not Path("runs").exists()

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from cifar10 import Data, load_cifar10
-from common import ROOT, draw_images, make_run
+from common import ROOT, draw_images, make_run, write_result
 from experiments import compare
 
 LABELS = torch.tensor([0, 1, 2, 3, 4])
@@ -35,18 +35,16 @@ def make_results():
     return {norm: result | {"norm": norm, "network": f"one of {norm}"} for norm in PREDICTED}
 
 
-@pytest.mark.parametrize(("norm", "alone"), [("bn", [2, 1]), ("gn", []), ("ln", [3])])
-def test_one_is_right_alone_and_the_surest_comes_first(norm, alone):
-    assert compare.find_alone(make_predictions(), LABELS, norm).tolist() == alone
-
-
-def test_the_figure_shows_curves_and_what_each_network_saw():
-    test = TensorDataset(draw_images(5), LABELS)
-    data = Data("abcdefghij", test, test)
-    figure = compare.draw(make_results(), make_predictions(), data)
+def test_the_figure_shows_curves_what_each_network_saw_and_what_differs():
+    results, test = make_results(), TensorDataset(draw_images(5), LABELS)
+    assert compare.name_differences(results) == ""
+    results["gn"] |= {"recipe": {"name": "muon", "lr": 1.0}}
+    results["ln"] |= {"optimizer": "another"}  # which the others' results do not tell
+    figure = compare.draw(results, make_predictions(), Data("abcdefghij", test, test))
     curves, first, *rest = figure.subfigs
     assert [line.get_ydata().tolist() for line in curves.axes[0].lines] == [[55.0, 85.0, 80.5]] * 3
-    assert curves.axes[0].get_title() == "3 epochs of muon, seed 1"
+    said = "Besides the norm, these runs differ in: recipe, optimizer"
+    assert curves.axes[0].get_title() == f"3 epochs of muon, seed 1\n{said}"
     label = curves.axes[0].get_legend().get_texts()[0].get_text()
     assert label == "Batch: 80.50 % (train 81.25 %, 1.5 min)"
     assert first.get_suptitle() == "Right with Batch normalization alone: 2 images"
@@ -57,57 +55,34 @@ def test_the_figure_shows_curves_and_what_each_network_saw():
     assert [sum(bool(axis.images) for axis in row.axes) for row in (first, *rest)] == [2, 0, 1]
 
 
-def test_what_differs_besides_the_norm_is_named_in_the_title():
-    results = make_results()
-    assert compare.name_differences(results) == ""
-    results["gn"] |= {"recipe": {"name": "muon", "lr": 1.0}}
-    results["ln"] |= {"optimizer": "another"}  # which the others' results do not tell
-    said = "Besides the norm, these runs differ in: recipe, optimizer"
-    assert compare.name_differences(results) == said
-    test = TensorDataset(draw_images(5), LABELS)
-    figure = compare.draw(results, make_predictions(), Data("abcdefghij", test, test))
-    assert said in figure.subfigs[0].axes[0].get_title()
-
-
 def touch(folder, norms):
-    """Make empty files of runs in `folder`, which is that of a precision."""
-    for path in (make_run("quick", n, 7, folder.name).get_path(folder.parent, "") for n in norms):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for suffix in (".json", ".pt"):
-            path.with_suffix(suffix).touch()
+    """Make files of runs in `folder`, which is that of a precision."""
+    for run in (make_run("quick", norm, 7, folder.name) for norm in norms):
+        write_result(folder.parent, run).with_suffix(".pt").touch()
 
 
 def test_ones_own_runs_are_taken_where_there_are_three(tmp_path):
     runs, results = folders = [tmp_path / name / "float32" for name in ("runs", "results")]
-    touch(results, PREDICTED)
     touch(runs, ["bn", "ln"])
+    with pytest.raises(FileNotFoundError) as error:
+        compare.find_runs("quick", 7, folders)
+    assert "float32 has no quick-gn-seed7.json and no quick-gn-seed7.pt. Run" in str(error.value)
+    assert "RECIPE=quick SEED=7" in str(error.value)
+    touch(results, PREDICTED)
     assert {p.parent for p in compare.find_runs("quick", 7, folders).values()} == {results}
     touch(runs, ["gn"])
     found = compare.find_runs("quick", 7, folders)
     assert found == {norm: runs / f"quick-{norm}-seed7.json" for norm in PREDICTED}
 
 
-def test_a_run_that_is_missing_is_named_with_what_makes_it(tmp_path):
-    touch(tmp_path / "bfloat16", ["bn", "ln"])
-    with pytest.raises(FileNotFoundError) as error:
-        compare.find_runs("quick", 7, [tmp_path / "bfloat16", tmp_path / "float32"])
-    assert "bfloat16 has no quick-gn-seed7.json and no quick-gn-seed7.pt. Run" in str(error.value)
-    assert "RECIPE=quick SEED=7" in str(error.value)
-
-
-def test_the_variables_choose_what_the_options_do_not(monkeypatch):
+def test_the_variables_choose_what_the_options_do_not(monkeypatch, capsys):
     monkeypatch.setenv("RECIPE", "quick")
     monkeypatch.setenv("SEED", " 3")
-    options = compare.parse([])
-    assert (options.recipe, options.seed) == ("quick", 3)
-    options = compare.parse(["--recipe", "muon", "--seed", "2"])
-    assert (options.recipe, options.seed) == ("muon", 2)
-
-
-def test_smoke_is_refused_at_once(monkeypatch, capsys):
-    monkeypatch.setenv("RECIPE", "smoke")
+    for arguments, expected in (("", ("quick", 3)), ("--recipe muon --seed 2", ("muon", 2))):
+        options = compare.parse(arguments.split())
+        assert (options.recipe, options.seed) == expected
     with pytest.raises(SystemExit):
-        compare.parse([])
+        compare.parse(["--recipe", "smoke"])
     assert "a smoke run leaves no result to compare" in capsys.readouterr().err
 
 
@@ -125,13 +100,15 @@ def test_the_folder_of_the_figure_is_there_before_all_that_takes_long(tmp_path, 
 @pytest.mark.cifar10
 def test_committed_runs_are_compared_on_any_machine(cifar10_root, tmp_path, monkeypatch, capsys):
     data = load_cifar10(cifar10_root)
-    few = TensorDataset(*(tensor[:600] for tensor in data.test.tensors))
+    few = TensorDataset(*data.test[:500])
     monkeypatch.setattr(compare.records, "load_data", lambda recipe: replace(data, test=few))
     monkeypatch.delenv("PRECISION", raising=False)
-    monkeypatch.setenv("SEED", "1")
     monkeypatch.setattr(compare, "ROOT", tmp_path)
-    shutil.copytree(ROOT / "results" / "float32", tmp_path / "results" / "float32")
-    monkeypatch.setattr("sys.argv", ["compare", "--recipe", "muon", "--output", "a/three.png"])
+    (tmp_path / "results" / "float32").mkdir(parents=True)
+    for path in (ROOT / "results" / "float32").glob("muon-?n-seed1.*"):
+        shutil.copy(path, tmp_path / "results" / "float32")
+    options = ["--recipe", "muon", "--seed", "1", "--output", "a/three.png"]
+    monkeypatch.setattr("sys.argv", ["compare", *options])
     compare.main()
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2] == "These runs differ in their norm alone."

@@ -21,8 +21,10 @@ pathlib.Path("checkpoints").mkdir()
 """
     cells = [nbformat.v4.new_code_cell(code)]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "one.ipynb")
-    for name in ("conftest.py", "cifar10.py"):
-        shutil.copy(ROOT / name, tmp_path)
+    shutil.copy(ROOT / "conftest.py", tmp_path)
+    stubs = {"cifar10": "from pathlib import Path as get_root", "torch": "set_num_threads = print"}
+    for name, text in stubs.items():  # which take no seconds to import
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
     exported = {**os.environ, "RECIPE": "muon", "SEED": "7", "PRECISION": "bfloat16"}
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "one.ipynb"]
     done = subprocess.run(command, env=exported, capture_output=True, text=True, check=False)

@@ -11,8 +11,8 @@ from torch.utils.data import TensorDataset
 
 import runs
 import utils
+from cifar10 import Data
 from common import make_run
-from models import Session8Net
 
 CUDA = torch.device("cuda", 0)
 
@@ -39,40 +39,29 @@ def driver(monkeypatch):
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
 
 
-def make_parts(run, monkeypatch):
-    """Return what `utils.assemble` does, made on the fake device, with made-up gradients."""
-    sizes = {(7, 3, 32, 32): torch.uint8, (7,): torch.int64}
-    dataset = TensorDataset(*(torch.zeros(n, dtype=t, device=CUDA) for n, t in sizes.items()))
-    train_loader = utils.Loader(dataset, utils.get_train_transforms(run.recipe), 4, shuffle=True)
-    test_loader = utils.Loader(dataset, utils.get_test_transforms(), 4, shuffle=False)
-    with CUDA:
-        model = Session8Net(run.norm, run.recipe.groups, run.recipe.dropout)
-
-    def backward(loss):
-        assert loss.device == CUDA
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-
-    monkeypatch.setattr(torch.Tensor, "backward", backward)
-    optimizer = utils.get_optimizer(model, run.recipe)
-    scheduler = utils.get_scheduler(optimizer, run.recipe, len(train_loader))
-    loss = utils.get_loss(run.recipe)
-    return model, train_loader, test_loader, optimizer, scheduler, loss
-
-
-def find_devices(nest):
-    return {leaf.device for leaf in tree_leaves(nest) if isinstance(leaf, torch.Tensor)}
-
-
 @pytest.mark.parametrize("precision", runs.PRECISIONS)
 @pytest.mark.parametrize(
     ("recipe", "norm"), [("muon", "gn"), ("muon", "none"), ("onecycle", "bn"), ("reference", "ln")]
 )
 def test_a_run_stays_on_its_device_and_no_step_waits(recipe, norm, precision, monkeypatch):
-    run = make_run(recipe, norm, precision=precision, rotation=5.0)
+    run, computed = make_run(recipe, norm, precision=precision, batch_size=4, rotation=5.0), set()
+
+    def backward(loss):  # makes up the gradients
+        assert loss.device == CUDA
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+    def make(*of):
+        with CUDA:
+            return utils.make_model(*of)
+
+    monkeypatch.setattr(torch.Tensor, "backward", backward)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda model, *_, **__: model)  # fakes don't move
     with FakeTensorMode():
-        model, train_loader, test_loader, optimizer, scheduler, loss = make_parts(run, monkeypatch)
-        computed = set()
+        images = torch.zeros(7, 3, 32, 32, dtype=torch.uint8, device=CUDA)
+        dataset = TensorDataset(images, torch.zeros(7, dtype=torch.int64, device=CUDA))
+        training = utils.assemble(run, Data((), dataset, dataset), make)
+        model, train_loader, test_loader, optimizer, scheduler, loss = training
         model.layers.C2.conv.register_forward_hook(lambda *args: computed.add(args[2].dtype))
         # Training asks for the losses' values when all its steps are done, and no sooner.
         with pytest.raises(DataDependentOutputException):
@@ -83,5 +72,6 @@ def test_a_run_stays_on_its_device_and_no_step_waits(recipe, norm, precision, mo
         counted = [loss(prediction, labels), utils.GetCorrectPredCount(prediction, labels)]
         constants = [step.constants for step in test_loader.transforms.transforms]
         parts = [model.state_dict(), optimizer.state_dict(), prediction, labels, counted, constants]
-        assert find_devices(parts) == {CUDA}
+        tensors = [leaf for leaf in tree_leaves(parts) if isinstance(leaf, torch.Tensor)]
+        assert {tensor.device for tensor in tensors} == {CUDA}
         assert computed == {getattr(torch, precision)}

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from common import PAGES, make_frame, need_packages
+from common import PAGES, ROOT, make_frame, need_packages
 
 need_packages()
 
@@ -66,11 +66,12 @@ def test_scales_have_medians_and_percentiles_before_and_after():
 
 def test_every_figure_of_the_pages_is_drawn_with_all_its_arms():
     drawn = figures.draw_figures(load_frame())
-    pages = "".join(PAGES.values())
-    assert {f"images/{name}.png" for name in drawn} == set(re.findall(r"images/\w+\.png", pages))
+    shown = set(re.findall(r"images/(\w+)\.png", "".join(PAGES.values())))
+    assert sorted(drawn) == sorted(shown)
+    assert sorted(shown) == sorted(path.stem for path in (ROOT / "images").glob("*.png"))
     arms = {
-        name: {line.get_label() for axis in drawn[name].axes for line in axis.lines}
-        for name in drawn
+        name: {line.get_label() for axis in figure.axes for line in axis.lines}
+        for name, figure in drawn.items()
     }
     three, five = {"Batch", "Group", "Layer"}, {"Batch", "Group", "Layer", "None", "None, He init"}
     assert arms["accuracy"] == three

@@ -9,7 +9,6 @@ from common import make_frame, need_packages
 need_packages()
 
 import numpy as np  # noqa: E402
-import pandas as pd  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
@@ -35,19 +34,7 @@ def test_a_level_is_crossed_the_first_time():
     losses, values = [2.0, 1.0, 1.2, 0.8], [10.0, 20.0, 30.0, 50.0]
     assert frames.interpolate(losses, values, 1.0) == 20
     assert frames.interpolate(losses, values, 0.9) == pytest.approx(45)
-    assert frames.interpolate([2.0, 2.5], values, 2.0) == 10, "at once"
-    assert frames.find_crossing([60.0], 35) == pytest.approx(0.5), "in the first epoch"
     assert math.isnan(frames.find_crossing([], 60)), "it diverged"
-
-
-def test_test_accuracy_is_compared_where_training_losses_are_equal():
-    losses = {"bn": [2.0, 1.0], "gn": [2.0, 1.5]}  # gn ends at 1.5, which bn passes half-way
-
-    def make_history(recipe, arm, test):
-        return {"test_acc": [50.0, test], "clean_train_loss": losses[arm]}
-
-    frame = make_frame({("muon", a): [60.0] for a in losses}, "float32", history=make_history)
-    assert frames.measure_fits(frame).set_index("arm")["at loss"].to_dict() == {"bn": 55, "gn": 60}
 
 
 def test_a_seed_that_lacks_an_arm_is_left_out_at_that_value_alone():
@@ -55,15 +42,6 @@ def test_a_seed_that_lacks_an_arm_is_left_out_at_that_value_alone():
     frame = make_frame(tests | {("rates-3", "gn"): [50]})
     seeds = frames.get_claim(frame, "rates").groupby("value").seed.agg(set)
     assert seeds.to_dict() == {1.0: {1, 2}, 3.0: {1}}
-
-
-def test_the_baseline_is_at_the_best_rates_of_the_search():
-    tests = {("search-sgd-0.1", "he"): [60], ("search-sgd-0.3", "he"): [65]}
-    tests |= {("baseline-sgd-0.1", "he"): [99], ("baseline-sgd-0.3", "he"): [70, 71]}
-    norms = make_frame({("onecycle", "bn"): [80, 81], ("onecycle", "none"): [1]}, "float32")
-    compared = frames.get_compared(pd.concat([make_frame(tests), norms], ignore_index=True))
-    found = compared.groupby(["recipe", "arm"]).test.agg(list).to_dict()
-    assert found == {("onecycle", "bn"): [80, 81], ("onecycle", "he"): [70, 71]}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """What the notebooks hold, and that their cells can be run again; that they run is nbval's part."""
 
-import json
 import re
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from torch.utils.data import TensorDataset
 import cifar10
 import runs
 import utils
-from common import NOTEBOOKS, ROOT, need_packages
+from common import NOTEBOOKS, ROOT
 
 MODULES = ["cifar10.py", "models.py", "plots.py", "runs.py", "utils.py"]
 notebooks = pytest.mark.parametrize("norm", NOTEBOOKS)
@@ -30,31 +29,23 @@ def get_code(norm):
     return [cell.source for cell in read(norm) if cell.cell_type == "code"]
 
 
-def get_outputs(norm):
-    """Return all that the notebook shows as text."""
-    outputs = [output for cell in read(norm) for output in cell.get("outputs", [])]
-    texts = [output.get("text", output.get("data", {}).get("text/plain", "")) for output in outputs]
-    return "\n".join(texts)
-
-
-def test_the_code_differs_in_one_line_that_names_the_norm():
+def test_the_code_differs_in_one_line_and_a_text_only_where_it_is_a_lessons_own():
     lines = {norm: "\n".join(get_code(norm)).split("\n") for norm in NOTEBOOKS}
-    assert len({len(code) for code in lines.values()}) == 1
     differ = [row for row in zip(*lines.values(), strict=True) if len(set(row)) > 1]
     assert differ == [tuple(f'norm = "{norm}"' for norm in NOTEBOOKS)]
-
-
-def test_what_is_not_a_lessons_own_is_the_same_text():
     command = [sys.executable, "-m", "experiments.sync", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "The three notebooks agree.\n", done.stdout + done.stderr
 
 
 @notebooks
-def test_a_cell_is_short_and_defines_nothing(norm):
+def test_a_cell_is_short_and_defines_nothing_and_a_figure_has_a_text_of_its_own(norm):
     for source in get_code(norm):
         assert 1 <= len(source.splitlines()) <= 10, source
     assert not re.search(r"^\s*(def|class) ", "\n".join(get_code(norm)), re.MULTILINE)
+    figures = [cell for cell in read(norm) if re.search(r"^(utils\.)?post_", cell.source, re.M)]
+    texts = {cell.metadata.get("alt") for cell in figures} - {None}
+    assert len(texts) == len(figures) >= 12
 
 
 @notebooks
@@ -66,24 +57,17 @@ def test_the_idea_comes_first_and_then_the_seven_published_blocks(norm):
 
 
 @notebooks
-def test_a_figure_has_an_alternative_text_of_its_own(norm):
-    figures = [cell for cell in read(norm) if re.search(r"^(utils\.)?post_", cell.source, re.M)]
-    texts = [cell.metadata.get("alt") for cell in figures]
-    assert None not in texts
-    assert len(set(texts)) == len(texts) >= 12
-
-
-@notebooks
 def test_the_committed_outputs_are_of_one_clean_run_on_the_real_data(norm):
     code = [cell for cell in read(norm) if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    kinds = [output["output_type"] for cell in code for output in cell.outputs]
-    assert "error" not in kinds
     assert not any("execution" in cell.metadata for cell in code), "times of the cells"
-    text = get_outputs(norm)
+    outputs = [output for cell in code for output in cell.outputs]
+    texts = [output.get("text", output.get("data", {}).get("text/plain", "")) for output in outputs]
+    text = "\n".join(texts)
     assert "CIFAR-10: 50,000 training and 10,000 test images" in text
     assert "Total params: 48,448" in text
     assert "Warning" not in text
+    assert "error" not in [output["output_type"] for output in outputs]
     assert not re.search(r"(?<![\w.])/\w+/|\b[A-Z]:\\", text), "a path of a machine"
     epochs = re.findall(r"^ +(\d+) .*? (\S+) +\S+(?:  \S+ min left)?$", text, re.MULTILINE)
     assert [int(epoch) for epoch, _ in epochs] == list(range(1, 21))
@@ -91,27 +75,20 @@ def test_the_committed_outputs_are_of_one_clean_run_on_the_real_data(norm):
     assert NOTEBOOKS[norm].stat().st_size < 1_200_000, "bytes"
 
 
-def test_the_notebooks_metadata_is_that_of_any_machine():
-    for path in NOTEBOOKS.values():
-        metadata = json.loads(path.read_text(encoding="utf-8"))["metadata"]
-        assert metadata["kernelspec"]["name"] == "python3"
-
-
 # --- To run a cell again
 
 
 class Notebook:
-    """The cells of a notebook in this process, by their number; figures are not drawn."""
+    """The cells of a notebook, run in this process on 64 images and with figures not drawn."""
 
-    def __init__(self, norm, monkeypatch):
-        monkeypatch.setenv("RECIPE", "smoke")
+    def __init__(self, norm, patch):
         small, data = replace(runs.RECIPES["smoke"], epochs=1), cifar10.load_sample()
-        parts = (TensorDataset(*part[:128]) for part in (data.train, data.test))
+        parts = (TensorDataset(*part[:64]) for part in (data.train, data.test))
         data = cifar10.Data(data.classes, *parts)
-        monkeypatch.setitem(runs.RECIPES, "smoke", small)
-        monkeypatch.setattr(utils, "load_sample", lambda: data)
+        patch.setitem(runs.RECIPES, "smoke", small)
+        patch.setattr(utils, "load_sample", lambda: data)
         transform = TransformerManager().transform_cell
-        self.code = [transform(source) for source in get_code(norm)]
+        self.code = [transform(source).replace(", 60)", ", 12)") for source in get_code(norm)]
         self.names = {"get_ipython": mock.Mock()}
 
     def find(self, text):
@@ -122,64 +99,54 @@ class Notebook:
             exec(source, self.names)
 
 
-@pytest.fixture
-def notebook(monkeypatch):
-    return lambda norm="bn": Notebook(norm, monkeypatch)
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    """The Batch notebook, run from top to bottom."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("book"))
+        torch.seed()  # another state each time: the cells seed what they need
+        book = Notebook("bn", patch)
+        book.run()
+        yield book
 
 
-def test_every_cell_can_be_run_again(notebook):
-    book = notebook()
-    model, training = book.find("model = Session8Net"), book.find("history = utils.fit")
-    book.run()
-    first = book.names["history"]["test_loss"]
-    book.run(training, training + 1)  # alone, after its result was written
-    assert book.names["history"]["test_loss"] == first
-    book.run()  # all of them a second time
-    book.run(model)  # from block 5's model on
-    assert book.names["history"]["test_loss"] == first
-    book.run(book.find("post_accuracyplots"))  # block 7 alone
-    book.run(book.find("C1 = "), training)  # block 5 without its training
-
-
-def test_a_name_means_one_thing(notebook):
-    book = notebook()
-    book.run()
-    assert len(book.names["images"]) == len(book.names["labels"]) == 64
-    assert len(book.names["truth"]) == len(book.names["prediction"]) == 128
-    assert type(book.names["optimizer"]).__name__ == "Muon", "not that of the race"
-
-
-@notebooks
-def test_the_cells_train_what_assemble_does(norm, notebook, tmp_path):
-    torch.seed()  # another state each time: the cells seed what they need
-    book = notebook(norm)
-    book.run(0, 1 + book.find("save_result"))
-    run = book.names["run"]
-    data = utils.get_data(run.recipe, None, torch.device("cpu"))
-    training = utils.assemble(run, data)
-    history = utils.fit(run, training, tmp_path)
-    for column in set(history) - {"seconds"}:
-        assert book.names["history"][column] == history[column]
+def test_the_cells_train_what_assemble_does(book):
+    names, data = book.names, utils.load_sample()
+    training = utils.assemble(names["run"], data)
+    assert names["history"] | {"seconds": 0} == utils.fit(names["run"], training) | {"seconds": 0}
     plain = utils.Loader(data.train, utils.get_test_transforms(), 500)
-    accuracy = utils.test(training.model, plain, training.criterion, run.precision)[1]
-    assert book.names["clean_train_acc"] == pytest.approx(accuracy, abs=0.2)
+    accuracy = utils.test(training.model, plain, training.criterion, names["run"].precision)[1]
+    assert names["clean_train_acc"] == pytest.approx(accuracy, abs=0.2)
+
+
+def test_a_name_means_one_thing_and_every_cell_can_be_run_again(book):
+    names, first = book.names, book.names["history"]["test_loss"]
+    sizes = {"images": 64, "labels": 64, "truth": 64, "prediction": 64}
+    assert {name: len(names[name]) for name in sizes} == sizes
+    assert type(names["optimizer"]).__name__ == "Muon", "not that of the race"
+    training = book.find("history = utils.fit")
+    book.run(training, training + 1)  # alone, after its result was written
+    assert names["history"]["test_loss"] == first
+    book.run()  # all of them a second time
+    book.run(book.find("C1 = "))  # from block 5 on
+    assert names["history"]["test_loss"] == first
+    book.run(book.find("post_accuracyplots"))  # block 7 alone
 
 
 # --- The parameters, and the files beside the notebook
 
 
 @notebooks
-def test_the_first_cell_holds_what_papermill_may_set(norm):
+def test_the_first_cell_holds_what_papermill_may_set_on_any_machine(norm):
     cell = next(cell for cell in read(norm) if cell.cell_type == "code")
     assert cell.metadata["tags"] == ["parameters"]
     names = re.findall(r"^(\w+) = ", cell.source, re.MULTILINE)
     assert names == ["norm", "recipe", "seed", "precision", "results"]
+    assert nbformat.read(NOTEBOOKS[norm], 4).metadata["kernelspec"]["name"] == "python3"
 
 
-def test_a_value_is_that_set_last_and_an_empty_variable_counts_as_unset(
-    notebook, monkeypatch, capsys
-):
-    book = notebook("ln")
+def test_a_value_is_that_set_last_and_an_empty_variable_counts_as_unset(monkeypatch, capsys):
+    book = Notebook("ln", monkeypatch)
     for name in ("RECIPE", "SEED", "PRECISION"):
         monkeypatch.setenv(name, "")
     stop = book.find("utils.get_data")
@@ -192,35 +159,21 @@ def test_a_value_is_that_set_last_and_an_empty_variable_counts_as_unset(
     assert "convolutions in float32" in said
 
 
-def run_first_cells(tmp_path, lines=""):
-    """Return what the cells say up to the libraries, in `tmp_path` and in a process of its own."""
-    stop = next(i for i, source in enumerate(get_code("bn")) if "import runs" in source)
-    code = [TransformerManager().transform_cell(source) for source in get_code("bn")[: stop + 1]]
-    stub = "from unittest import mock; get_ipython = mock.Mock()\n"
-    command = [sys.executable, "-c", lines + stub + "\n".join(code)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    return done.stderr.strip().splitlines()[-1] if done.returncode else ""
-
-
-def test_a_file_that_is_missing_or_another_is_named(tmp_path):
-    for name in MODULES:
-        (tmp_path / name).symlink_to(ROOT / name)
-    assert run_first_cells(tmp_path) == ""
-    (tmp_path / "utils.py").unlink()
-    (tmp_path / "utils.py").write_text("", encoding="utf-8")  # of another project
-    assert str(tmp_path / "utils.py") in run_first_cells(tmp_path)
-    for name in ("utils.py", "runs.py"):
-        (tmp_path / name).unlink()
-    assert "No module named 'utils'" in run_first_cells(tmp_path)
-    (tmp_path / "utils.py").symlink_to(ROOT / "utils.py")
+def test_a_file_that_is_missing_is_named(tmp_path):
+    for module in {*MODULES} - {"runs.py"}:
+        (tmp_path / module).symlink_to(ROOT / module)
     (tmp_path / "runs").mkdir()  # what a run leaves is no module
-    assert "'runs'" in run_first_cells(tmp_path)
+    stub = "from unittest import mock; get_ipython = mock.Mock()\n"
+    code = stub + "\n".join(map(TransformerManager().transform_cell, get_code("bn")[:5]))
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert "'runs'" in done.stderr.strip().splitlines()[-1]
 
 
 @notebooks
 def test_the_files_to_upload_are_all_that_the_notebook_imports(norm):
     text = "\n".join(cell.source for cell in read(norm) if cell.cell_type == "markdown")
-    upload = re.search(r"In Colab, upload (.*?) first", text)[1]
+    upload = re.search(r"In Colab, upload (.*)", text)[1]
     assert sorted(re.findall(r"`(.+?)`", upload)) == sorted([*MODULES, cifar10.SHEET.name])
     below = {
         "utils.py": {"models", "cifar10", "runs", "plots"},
@@ -232,9 +185,3 @@ def test_the_files_to_upload_are_all_that_the_notebook_imports(norm):
         ours = r"^(?:from|import) (models|cifar10|plots|runs|utils|experiments)\b"
         found = set(re.findall(ours, code, re.MULTILINE))
         assert found <= below.get(name, set()), "arrows go down only"
-
-
-def test_the_numbers_of_the_lessons_are_those_of_the_results():
-    need_packages()
-    for path in NOTEBOOKS.values():
-        assert path.read_text(encoding="utf-8").count("<!--= ") >= 10

@@ -1,6 +1,5 @@
 """Many runs at a time: each is the one that was asked for, and none outlives its command."""
 
-import json
 import multiprocessing
 import os
 import re
@@ -8,7 +7,6 @@ import shutil
 import signal
 import sys
 import time
-from dataclasses import asdict
 from unittest import mock
 
 import nbformat
@@ -16,31 +14,27 @@ import psutil
 import pytest
 import torch
 
-from common import NOTEBOOKS, ROOT, make_run
+from common import NOTEBOOKS, ROOT, make_run, write_result
 from experiments import replicate
 
 
-@pytest.fixture
-def repository(tmp_path):
-    """A copy of the code and the notebooks, since a run leaves its checkpoint beside them."""
+def test_a_run_is_its_notebook_with_its_parameters(tmp_path, monkeypatch, capsys):
     pytest.importorskip("papermill", reason="needs experiments/requirements.txt")
-    copy = tmp_path / "repository"
+    copy = tmp_path / "repository"  # since a run leaves its checkpoint beside the notebook
     shutil.copytree(ROOT / "experiments", copy / "experiments")
-    for path in (*ROOT.glob("*.py"), ROOT / "sample.png", *NOTEBOOKS.values()):
+    for path in (*ROOT.glob("*.py"), ROOT / "sample.png"):
         shutil.copy(path, copy)
-    return copy
-
-
-def test_a_run_is_its_notebook_with_its_parameters(repository, tmp_path, monkeypatch, capsys):
-    skipped = "post_|losses|nets|C1|shown|layer"  # takes time, or needs what does
+    code = (ROOT / "runs.py").read_text(encoding="utf-8").replace("epochs=5", "epochs=2")  # smoke's
+    (copy / "runs.py").write_text(code, encoding="utf-8")
+    skipped = "post_|losses|nets|C1|shown|layer ="  # takes time, or needs what does
     notebook = nbformat.read(NOTEBOOKS["bn"], 4)  # which a norm without one of its own takes
     notebook.cells = [
         c for c in notebook.cells if "import" in c.source or not re.search(skipped, c.source)
     ]
-    nbformat.write(notebook, repository / NOTEBOOKS["bn"].name)
-    monkeypatch.setattr(replicate, "ROOT", repository)
-    options = ["--recipes", "smoke", "--norms", "none", "--seeds", "3", "--threads", "2"]
-    monkeypatch.setattr("sys.argv", ["replicate", *options, "--keep", str(tmp_path / "kept")])
+    nbformat.write(notebook, copy / NOTEBOOKS["bn"].name)
+    monkeypatch.setattr(replicate, "ROOT", copy)
+    options = ["--recipes", "smoke", "--norms", "none", "--seeds", "3", "--keep"]
+    monkeypatch.setattr("sys.argv", ["replicate", *options, str(tmp_path / "kept")])
     monkeypatch.delenv("PYTEST_CURRENT_TEST")  # ipykernel keeps the terminal from such a kernel
     replicate.main()
     said = capsys.readouterr().out
@@ -50,23 +44,17 @@ def test_a_run_is_its_notebook_with_its_parameters(repository, tmp_path, monkeyp
     cells = nbformat.read(path, 4).cells
     assert any('results = "results"' in cell.source for cell in cells)
     text = "".join(o.get("text", "") for cell in cells for o in cell.get("outputs", []))
-    for epoch in (1, 2, 3):  # in the terminal as it comes, and in the notebook
+    for epoch in (1, 2):  # in the terminal as it comes, and in the notebook
         assert re.search(rf"^smoke-none-seed3: +{epoch}\b", said, re.M)
         assert re.search(rf"^ +{epoch} ", text, re.M)
-    assert "No normalization, 3 epochs of smoke, seed 3" in text
+    assert "No normalization, 2 epochs of smoke, seed 3" in text
     assert f"convolutions in {path.parent.name}\n" in text
-    assert "CPU threads: 2\n" in text
     assert "Total params: 48,448" in text
     assert "ScaleAndShift-3" in text
 
 
 def test_a_run_that_has_its_result_is_not_started(tmp_path, monkeypatch, capsys):
-    run = make_run("smoke", "gn", 2)
-    result = {"recipe": asdict(run.recipe), "norm": "gn", "seed": 2}
-    path = run.get_path(tmp_path / "results", ".json")
-    path.parent.mkdir(parents=True)
-    result |= {"environment": {"precision": "float32"}}
-    path.write_text(json.dumps(result), encoding="utf-8")
+    write_result(tmp_path / "results", make_run("smoke", "gn", 2))
     started = mock.Mock(return_value="It is done.")
     monkeypatch.setattr(replicate, "run_job", started)
     monkeypatch.setattr(replicate, "ROOT", tmp_path)
@@ -87,14 +75,14 @@ time.sleep(120)
 """
 
 
-def run_jobs(jobs):
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
-    replicate.run_all(jobs, processes=1, threads=1)
-
-
 def fork(jobs):
     """Start a process that runs the jobs, without the seconds that imports take."""
-    process = multiprocessing.get_context("fork").Process(target=run_jobs, args=(jobs,))
+
+    def run():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
+        replicate.run_all(jobs, processes=1, threads=1)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
     return process
 
@@ -104,8 +92,8 @@ def test_a_killed_command_leaves_no_kernel_behind(tmp_path, monkeypatch):
     pytest.importorskip("papermill", reason="needs experiments/requirements.txt")
     monkeypatch.setattr(replicate, "ROOT", tmp_path)
     source = nbformat.v4.new_code_cell(SLEEPER.format(path=str(tmp_path / "begun")))
-    notebook = nbformat.v4.new_notebook(cells=[source])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "", "language": "python"}
+    kernel = {"name": "python3", "display_name": "", "language": "python"}
+    notebook = nbformat.v4.new_notebook(cells=[source], metadata={"kernelspec": kernel})
     nbformat.write(notebook, tmp_path / NOTEBOOKS["bn"].name)
     process = fork({"a": replicate.make_job(make_run("smoke"))})
     kernel = get_job(tmp_path / "begun")
@@ -153,14 +141,14 @@ def run_code(tmp_path, monkeypatch):
     def run(**jobs):
         for name, code in jobs.items():
             (tmp_path / f"job_{name}.py").write_text(code, encoding="utf-8")
-        replicate.run_all({name: [f"job_{name}"] for name in jobs}, processes=2, threads=1)
+        replicate.run_all({name: [f"job_{name}"] for name in jobs}, processes=2, threads=7)
 
     return run
 
 
 def test_a_job_that_fails_stops_no_other_and_is_named(run_code, tmp_path, capsys):
     killed = "import os; os.kill(os.getpid(), 9)"
-    right = "import os; print(os.environ['CIFAR10_ROOT'])"  # absolute: it runs elsewhere
+    right = "import os; print(*map(os.environ.get, ['OMP_NUM_THREADS', 'CIFAR10_ROOT']))"
     with pytest.raises(SystemExit, match="2 of 3 runs failed; to go on, give the same command"):
         run_code(wrong="print('begun'); 1 / 0", killed=killed, right=right)
     said = capsys.readouterr().out
@@ -168,25 +156,16 @@ def test_a_job_that_fails_stops_no_other_and_is_named(run_code, tmp_path, capsys
     assert "wrong failed (status 1): ZeroDivisionError: division by zero [" in said
     assert [f"[{n} of 3" in said for n in (1, 2, 3)] == [True] * 3
     assert "killed failed (status -9)" in said
-    assert f"right: {tmp_path / 'data'}\n" in said
+    assert f"right: 7 {tmp_path / 'data'}\n" in said  # absolute: it runs elsewhere
     assert "right is done" in said
 
 
-@pytest.mark.parametrize(
-    ("visible", "expected"), [("4,7", "4 7"), ("MIG-a", "MIG-a MIG-a"), (None, "0 1")]
-)
-def test_jobs_take_the_gpus_in_turn(visible, expected, run_code, monkeypatch, capsys):
+def test_jobs_take_the_gpus_in_turn(run_code, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     code = "import os; print('gpu', os.environ['CUDA_VISIBLE_DEVICES'])"
-    run_code(a=code, b=code)
-    said = capsys.readouterr().out
-    assert " ".join(sorted(re.findall(r"gpu (\S+)", said))) == expected
-
-
-def test_runs_come_once_and_the_first_seed_first():
-    options = replicate.parse(["--seeds", "2", "2", "1", "--norms", "bn", "ln", "bn"])
-    runs = replicate.get_runs([make_run().recipe], options)
-    assert [(run.norm, run.seed) for run in runs] == [("bn", 2), ("ln", 2), ("bn", 1), ("ln", 1)]
+    for visible, expected in (("MIG-a,7", ["7", "MIG-a"]), ("", ["0", "1"])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        if not visible:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        run_code(a=code, b=code)
+        assert sorted(re.findall(r"gpu (\S+)", capsys.readouterr().out)) == expected

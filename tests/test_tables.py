@@ -1,43 +1,19 @@
-"""The tables of the pages: known answers of made-up runs, and what the committed runs must be."""
-
-import math
+"""The tables of the pages; that each has the numbers of the results is test_report's part."""
 
 import pytest
 
-from common import PAGES, make_frame, need_packages, read_table
+from common import PAGES, need_packages
 
 need_packages()
 
-import pandas as pd  # noqa: E402
-
 from experiments import frames, stats, tables  # noqa: E402
-from experiments.results import COMPARED, load_frame  # noqa: E402
-
-HALF = 12.706 / 2  # of the 95 % interval of two values 1 apart, by Student's t
+from experiments.results import load_frame  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def frame():
     """The frame of all committed results."""
     return load_frame()
-
-
-# --- Made-up runs
-
-
-def test_the_spread_is_over_the_seeds_and_one_seed_has_none():
-    tests = {("muon", "bn"): [80, 81], ("muon", "gn"): [75]}
-    made = make_frame(tests, "float32", clean_train_acc=lambda recipe, arm, test: 2 * test - 78)
-    assert read_table(tables.make_spreads(made)) == [
-        ["muon", "Batch (`bn`)", "2", "80.50", "0.71", f"{HALF:.2f}", "2.50", f"{HALF:.2f}"],
-        ["muon", "Group (`gn`)", "1", "75.00", "–", "–", "-3.00", "–"],
-    ]
-
-
-def test_the_speed_is_a_mean_or_how_many_get_there():
-    tests = {("muon", "bn"): [70, 70], ("onecycle", "bn"): [90, 90], ("muon", "he"): [71, 65, None]}
-    rows = read_table(tables.make_speed(make_frame(tests, "float32")))
-    assert rows == [["`he`", "–", "1 of 2 runs"], ["`bn`", "1.50 ± 0.00", "2.00 ± 0.00"]]
 
 
 def test_minutes_are_those_to_the_final_accuracy():
@@ -58,35 +34,6 @@ def test_minutes_are_those_to_the_final_accuracy():
     cells += [f"{float32:.1f}", f"{usual / float32:.1f}", "–"]  # there is no such run
     speed = {"environment": {"precision": "bfloat16"}, "steps": steps}
     assert read_table(tables.make_minutes(made, speed)) == [["Batch (`bn`)", *cells]]
-
-
-def test_factors_have_a_geometric_mean_and_three_digits():
-    assert tables.format_factors(pd.Series([1.0, 4.0])) == "2 (1 to 4)"
-    assert tables.format_factors(pd.Series([123456.0, math.inf])) == "∞ (123,000 to ∞)"
-
-
-def test_differences_are_in_bold_only_where_significant():
-    rows = [("1", "a - b", 2.0, 1.0, 3.0, 0.04), ("1", "a - c", -1.0, -2.5, 0.5, 0.05)]
-    rows += [("2", "a - b", math.nan, math.nan, math.nan, math.nan), ("3", "a - c", 0, 0, 0, 1)]
-    answers = pd.DataFrame(rows, columns=["row", "column", "mean", "low", "high", "corrected"])
-    assert read_table(tables.format_comparisons(answers, "recipe")) == [
-        ["1", "**+2.00** (+1.00 to +3.00)", "-1.00 (-2.50 to +0.50)"],
-        ["3", "–", "+0.00 (+0.00 to +0.00)"],
-    ]
-
-
-# --- Committed runs
-
-
-def test_leads_and_costs_are_those_of_the_means(frame):
-    means = frames.get_compared(frame).groupby(["recipe", "arm"]).test.mean()
-    found = stats.answer(tables.declare(frame)).set_index(["row", "column"])["mean"]
-    leads = [means[recipe, "bn"] - means[recipe, "gn"] for recipe in ("reference", "muon")]
-    assert found["reference minus muon", "bn - gn"] == pytest.approx(leads[0] - leads[1])
-    cost = means["muon"][list(COMPARED)].mean() - means["muon", "none"]
-    assert found["muon", "mean of the norms - none"] == pytest.approx(cost)
-    onecycle = frame[(frame.recipe == "onecycle") & (frame.claim == "")].groupby("arm").test.mean()
-    assert found["onecycle, both precisions", "gn - ln"] == pytest.approx(onecycle.gn - onecycle.ln)
 
 
 def test_p_is_corrected_over_the_families_that_were_declared(frame):
