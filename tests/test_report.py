@@ -119,7 +119,8 @@ NUMBERS = """
     muon bn = 85.50; muon bn minus gn = 0.2; muon gn minus bn = -0.2; muon bn minus quick bn = 5.5;
     quick bn minus gn = 0.0; batches 2 gn = 62.50; batches 2 recomputed minus bn = 2.0;
     rates 1 bn = 70.00; rates best bn = 70.00; gap muon bn = 3.0; epochs to 70 muon bn = 1.6;
-    epochs to 50 rates best bn = 1.0; scales bn = 2,000; shift bn = 0.50
+    epochs to 50 rates best bn = 1.0; scales bn = 2,000; shift bn = 0.50;
+    low batches 2 gn minus bn = -1.0; high batches 2 gn minus bn = 5.0
 """
 
 
