@@ -266,10 +266,11 @@ def declare(frame: pd.DataFrame) -> list[Comparison]:
     found = declare_leads("differences", tests) + declare_both(frame)
     for name in ("first set", "both sets"):
         found += declare_leads("sets", gather(sets[name], "recipe"), f", {name}")
-    for bare in BARE:
-        four = [tests.get(("muon", arm), []) for arm in (*COMPARED, bare)]
-        cell = ("costs", "muon", f"mean of the norms - {bare}")
-        found.append(Comparison("costs", *cell, four, (1 / 3, 1 / 3, 1 / 3, -1)))
+    known = {"muon": tests, "muon, both sets": gather(sets["both sets"], "recipe")}
+    for (name, runs), bare in product(known.items(), BARE):
+        four = [runs.get(("muon", arm), []) for arm in (*COMPARED, bare)]
+        cell = ("costs", name, name, f"mean of the norms - {bare}")
+        found.append(Comparison(*cell, four, (1 / 3, 1 / 3, 1 / 3, -1)))
     epochs = gather(select(compared, recipe="onecycle"), "recipe", "epochs")
     found += pair_up("epochs", epochs, [(norm, "he") for norm in COMPARED])
     for column, title in (("clean_gap", "train minus test"), ("at loss", "test at equal loss")):

@@ -119,7 +119,7 @@ def test_p_is_corrected_over_the_families_that_were_declared(frame):
     assert sizes.groupby("table").agg(list).to_dict() == {
         "differences": [3, 3, 3, 3, 2],
         "sets": [3, 3, 3, 3, 2, 2, 3, 3],
-        "costs": [2],
+        "costs": [2, 2],
         "epochs": [3],
         "gaps": [2] * 6,
         "batch-differences": [4],
