@@ -103,7 +103,7 @@ def renew(text: str, tables: Mapping[str, str], get: Callable[[str], str]) -> st
     """Return a page with new tables between their markers, and numbers before theirs."""
     for name, table in tables.items():
         pattern = rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)"
-        text = re.sub(pattern, lambda _, new=table: f"\n{new}\n\n", text, flags=re.DOTALL)
+        text = re.sub(pattern, lambda _, new=table: f"{new}\n", text, flags=re.DOTALL)
     return MARKED.sub(lambda match: f"{get(match[2])}<!--= {match[2]} -->", text)
 
 
