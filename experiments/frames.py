@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from experiments.claims import ARMS, WATCHED
-from experiments.results import COMPARED
+from experiments.results import COMPARED, ROOT
 
 CHANCE = 10.0  # accuracy of guessing, in percent
+FIRST = ROOT / "results" / "first-set.csv"  # what is left of the runs that others replaced
 RECIPE_TITLES = {"reference": "original recipe", "onecycle": "tuned SGD", "muon": "Muon"}
 BASES = {"sgd": "onecycle", "muon": "muon"}  # which recipe a value of `baseline` starts from
 MEASURES = {  # what `shift` measures, and what a table calls it
@@ -18,7 +19,7 @@ MEASURES = {  # what `shift` measures, and what a table calls it
     **{f"cosine {layer}": f"cosine, {layer}" for layer in WATCHED},
     "range": "range of the loss",
     "change": "largest change of the gradient",
-    "smoothness": "largest change by its distance",
+    "smoothness": "largest change of the gradient by step length",
 }
 
 
@@ -66,6 +67,15 @@ def get_compared(frame: pd.DataFrame) -> pd.DataFrame:
     rates = pd.MultiIndex.from_frame(baseline[["recipe", "arm"]]).map(best)
     norms = select(frame, claim="", precision="float32")
     return pd.concat([norms[norms.arm.isin(COMPARED)], baseline[baseline.rate == rates]])
+
+
+def get_sets(compared: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the first set of runs, the second (the compared ones), and both, by name.
+
+    The first has no more than recipe, arm, seed and test accuracy (nan if the run diverged).
+    """
+    first = pd.read_csv(FIRST)
+    return {"first set": first, "second set": compared, "both sets": pd.concat([first, compared])}
 
 
 def tabulate(frame: pd.DataFrame, column: str, cell: str | Callable) -> pd.DataFrame:

@@ -27,6 +27,7 @@ from experiments import frames
 from experiments.figures import draw_figures
 from experiments.frames import MEASURES, select
 from experiments.results import ROOT, find_root, load_frame, load_speed
+from experiments.stats import contrast
 from experiments.tables import format_digits, make_tables
 from runs import write_whole
 
@@ -53,9 +54,14 @@ def find_number(frame: pd.DataFrame, name: str) -> tuple[float, Callable[[float]
     """Return the number of that name (NaN if no run has it) and how to write it."""
     one, minus, other = name.partition(" minus ")
     if minus:
+        end, _, rest = one.partition(" ")
+        which, one = ("mean", one) if end not in ("low", "high") else (end, rest)
         other = other if " " in other else f"{one.rpartition(' ')[0]} {other}"
-        mean, less = (select_runs(frame, name).test.mean() for name in (one, other))
-        return round(mean - less, 1) + 0.0, "{:.1f}".format  # + 0.0: never "-0.0"
+        samples = [select_runs(frame, name).test.dropna() for name in (one, other)]
+        mean = samples[0].mean() - samples[1].mean()
+        low, high = contrast(samples, (1, -1))[1:3]
+        number = {"mean": mean, "low": low, "high": high}[which]
+        return round(number, 1) + 0.0, "{:.1f}".format  # + 0.0: never "-0.0"
     match name.split():
         case ["gap", *rest]:
             return select_runs(frame, " ".join(rest)).clean_gap.mean(), "{:.1f}".format
@@ -79,6 +85,7 @@ def get_number(frame: pd.DataFrame, name: str) -> str:
 
     muon bn              mean final test accuracy (%); also `batches 2 bn`, `rates best bn`
     muon bn minus gn     difference of two of these (points); also `minus reference bn`
+    low muon bn minus gn lower end of its 95 % interval; also `high`
     gap muon bn          accuracy on training images minus that on test images (points)
     epochs to 70 muon bn mean number of epochs to 70 %, over the runs that get there
     scales bn            how many times smaller a channel's deviation is in C10 than in C1
@@ -95,7 +102,7 @@ def renew(text: str, tables: Mapping[str, str], get: Callable[[str], str]) -> st
     """Return a page with new tables between their markers, and new numbers before theirs."""
     for name, table in tables.items():
         pattern = rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)"
-        text = re.sub(pattern, lambda _, new=table: f"\n{new}\n\n", text, flags=re.DOTALL)
+        text = re.sub(pattern, lambda _, new=table: f"{new}\n", text, flags=re.DOTALL)
     return MARKED.sub(lambda match: f"{get(match[2])}<!--= {match[2]} -->", text)
 
 

@@ -1,12 +1,12 @@
 """The tables of both pages, as Markdown, by the names of their markers."""
 
-import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, product
 
 import numpy as np
 import pandas as pd
+from scipy.stats import ttest_ind
 
 from experiments import frames, stats
 from experiments.frames import get_arms, select, tabulate
@@ -19,7 +19,10 @@ PAIRS = list(combinations(COMPARED, 2))
 BN_PAIRS = PAIRS[:2]  # those of `bn`
 EPOCH, TEST_EPOCH = 391, 79  # steps: CIFAR-10 in batches of 128
 MEDIANS = "median of the steps"
-ROWS = {"batch-differences": "images a batch", "shift-differences": MEDIANS}  # titles
+SHOWN = [f"change {layer}" for layer in ("C5", "C8", "C10")] + ["smoothness"]  # of MEASURES
+ROWS = {"batch-differences": "images a batch", "shift": MEDIANS}  # titles
+TRAINED, COLLAPSED = 20.0, 10.0  # in percent, and in points: see `format_tests`
+EQUIVALENT = 0.5  # the smaller margin, in points
 
 
 def make_markdown(frame: pd.DataFrame) -> str:
@@ -46,9 +49,17 @@ def format_mean(values: Iterable[float], places: tuple[str, str] = (".2f", ".2f"
 
 
 def format_tests(tests: pd.Series) -> str:
-    """Return the mean and interval of the runs that finished, and how many diverged."""
-    diverged = tests.isna().sum()
-    return format_mean(tests) + (f", {diverged} diverged" if diverged else "")
+    """Return the mean and its interval; if a run did not train, how many did, and the median.
+
+    A run trained if it ended above TRAINED, and at most COLLAPSED below the median of all.
+    """
+    ends, diverged = tests.fillna(frames.CHANCE), tests.isna().sum()
+    trained = ((ends > TRAINED) & (ends >= ends.median() - COLLAPSED)).sum()
+    if trained == len(tests):
+        return format_mean(tests)
+    words = [f"{trained} of {len(tests)} trained"]
+    words += [f"median {ends.median():.1f}"] * bool(trained)
+    return ", ".join(words + [f"{diverged} diverged"] * bool(diverged))
 
 
 def format_digits(number: float) -> str:
@@ -63,12 +74,24 @@ def format_factors(factors: pd.Series) -> str:
     return f"{middle} ({low} to {high})"
 
 
-def format_comparisons(answers: pd.DataFrame, title: str) -> str:
-    """Return a table of differences and their intervals; significant ones are bold."""
+def format_difference(row) -> str:
+    """Return a difference and its interval; a significant one is bold."""
+    mean = f"**{row.mean:+.2f}**" if row.corrected < 0.05 else f"{row.mean:+.2f}"
+    return f"{mean} ({row.low:+.2f} to {row.high:+.2f})"
+
+
+def format_found(row) -> str:
+    """Return a difference that was not declared, with its interval and p without correction."""
+    digits = "+.2f" if abs(row.mean) > 0.1 else "+.3f"
+    mean, low, high = (format(value, digits) for value in (row.mean, row.low, row.high))
+    return f"{mean} ({low} to {high}), p {row.p:.2g}"
+
+
+def format_comparisons(answers: pd.DataFrame, title: str, write=format_difference) -> str:
+    """Return a table of differences, each as `write` has it."""
     cells: dict[str, dict[str, str]] = {}
     for row in answers.dropna(subset="mean").itertuples():
-        mean = f"**{row.mean:+.2f}**" if row.corrected < 0.05 else f"{row.mean:+.2f}"
-        cells.setdefault(row.row, {})[row.column] = f"{mean} ({row.low:+.2f} to {row.high:+.2f})"
+        cells.setdefault(row.row, {})[row.column] = write(row)
     return make_markdown(pd.DataFrame.from_dict(cells, "index").rename_axis(title).fillna("–"))
 
 
@@ -95,21 +118,21 @@ def make_accuracies(compared: pd.DataFrame) -> str:
 
 
 def make_spreads(norms: pd.DataFrame) -> str:
-    """Return the spread over seeds of test accuracy and of the gap, by recipe and norm."""
-    half, all_of = stats.get_half_width, functools.partial(pd.Series.mean, skipna=False)
-    columns = {"seeds": ("seed", "size"), "test mean": ("test", "mean"), "s.d.": ("test", "std")}
-    columns |= {"± 95 %": ("test", half), "train minus test": ("clean_gap", all_of)}
-    groups = norms.rename(columns={"arm": "norm"}).groupby(["recipe", "norm"])
-    return make_markdown(groups.agg(**columns, **{"± 95 % ": ("clean_gap", half)}))
+    """Return test accuracies by recipe and norm."""
+    cells = norms.groupby(["recipe", "arm"]).test.agg(format_tests).unstack()
+    return make_markdown(cells.reindex(columns=list(COMPARED)).astype(object).fillna("–"))
 
 
 def make_tuning(trials: pd.DataFrame) -> str:
-    """Return accuracy on held-out images by trial and norm, best mean first."""
+    """Return accuracy on held-out images by trial and norm, the best mean first, in two halves."""
     groups = trials.assign(trial="`" + trials.recipe + "`").groupby(["trial", "arm"])
     table = groups.validation.mean().unstack().reindex(columns=list(COMPARED))
-    table.insert(0, "seeds", groups.size().groupby("trial").max())
+    table.insert(0, "seeds", groups.size().groupby("trial").max().astype(str))
     table["mean"] = table[list(COMPARED)].mean(axis=1, skipna=False)
-    return make_markdown(table.sort_values("mean", ascending=False, kind="stable"))
+    table = table.sort_values("mean", ascending=False, kind="stable").reset_index()
+    half = (len(table) + 1) // 2  # the second half stands beside the first
+    right = table[half:].reset_index(drop=True).add_suffix(" ")
+    return make_markdown(table[:half].join(right).set_index("trial"))
 
 
 def make_speed(compared: pd.DataFrame) -> str:
@@ -164,23 +187,34 @@ def make_scales(scales: pd.DataFrame) -> str:
     return make_markdown(pd.DataFrame.from_dict(rows, "index").rename_axis("arm"))
 
 
-def make_shift(medians: pd.DataFrame) -> str:
-    """Return each measure of `shift` by arm: the mean over seeds of the runs' medians, ± 95 %."""
+def make_shift(medians: pd.DataFrame, answers: pd.DataFrame) -> str:
+    """Return measures of `shift` by arm: the mean over seeds of a run's median, ± 95 %."""
     groups = medians.groupby(["measure", "arm"], sort=False).value
     cells = groups.agg(lambda values: format_mean(values, (".3g", ".2g"))).unstack()
-    cells = cells.reindex(index=list(frames.MEASURES.values()), columns=get_arms(medians))
-    return make_markdown(cells.rename(columns="`{}`".format).rename_axis(MEDIANS))
+    cells = cells.reindex(columns=get_arms(medians)).rename(columns="`{}`".format)
+    pair = select(answers.dropna(subset="mean"), column="bn - gn").set_index("row")
+    cells["bn - gn"] = pd.Series({row.Index: format_difference(row) for row in pair.itertuples()})
+    shown = cells.reindex([frames.MEASURES[key] for key in SHOWN]).fillna("–")
+    return make_markdown(shown.rename_axis(MEDIANS))
 
 
-def make_equivalence(compared: pd.DataFrame) -> str:
-    """Return Holm's p of a difference beyond each of two margins (points), by pairs of `muon`."""
-    tests = select(compared, recipe="muon").dropna(subset="test").groupby("arm").test.agg(list)
-    pairs = list(combinations([arm for arm in (*COMPARED, *BARE) if arm in tests.index], 2))
-    table = pd.DataFrame(index=pd.Index([f"{one} - {other}" for one, other in pairs], name="muon"))
-    for margin in (1, 0.5):
-        ps = [stats.equivalent(tests[one], tests[other], margin) for one, other in pairs]
-        table[f"p, within {margin} points"] = [f"{p:.4f}" for p in stats.holm(ps)]
-    return make_markdown(table)
+def make_equivalence(sets: Mapping[str, pd.DataFrame]) -> str:
+    """Return the 90 % interval of the difference of each two arms of `muon`, by set of runs.
+
+    Bold where two one-sided tests, corrected by Holm over all pairs, exclude EQUIVALENT.
+    """
+    columns = {}
+    for name, runs in sets.items():
+        tests = select(runs, recipe="muon").dropna(subset="test").groupby("arm").test.agg(list)
+        arms = [arm for arm in (*COMPARED, *BARE) if len(tests.get(arm, ())) > 1]
+        samples = {f"{a} - {b}": (tests[a], tests[b]) for a, b in combinations(arms, 2)}
+        ps = stats.holm([stats.equivalent(*two, EQUIVALENT) for two in samples.values()])
+        columns[name] = {}
+        for (pair, two), p in zip(samples.items(), ps, strict=True):
+            low, high = ttest_ind(*two, equal_var=False).confidence_interval(0.9)
+            cell = f"{low:+.2f} to {high:+.2f}"
+            columns[name][pair] = f"**{cell}**" if p < 0.05 else cell
+    return make_markdown(pd.DataFrame(columns, dtype=object).fillna("–").rename_axis("muon"))
 
 
 def make_images(compared: pd.DataFrame, labels: np.ndarray) -> str:
@@ -218,21 +252,52 @@ def pair_up(table: str, samples: pd.Series, pairs: Sequence[tuple], family="") -
     return found
 
 
-def declare_best(frame: pd.DataFrame, tests: pd.Series) -> list[Comparison]:
-    """Return the comparisons that tell which norm is best; `tests` are by recipe and arm."""
-    found = pair_up("differences", tests, PAIRS)
-    declared = functools.partial(Comparison, "differences")
-    onecycle = gather(select(frame, claim="", recipe="onecycle"), "precision")
+def declare_leads(table: str, tests: pd.Series, runs="") -> list[Comparison]:
+    """Compare the norms with each recipe, and the lead of `bn` with one less that with another.
+
+    `tests` is by recipe and arm; `runs` is what the rows call them.
+    """
+    found = pair_up(table, tests.rename(lambda recipe: recipe + runs, level=0), PAIRS)
+    return found + pair_recipes(table, tests, "reference", "muon", runs)
+
+
+def pair_recipes(table: str, tests: pd.Series, one: str, other: str, runs="") -> list[Comparison]:
+    """Compare the leads of `bn` with one recipe with those with the other."""
+    found, name = [], f"{one} minus {other}{runs}"
+    for pair in BN_PAIRS:
+        four = [tests.get((recipe, arm), []) for recipe in (one, other) for arm in pair]
+        found.append(Comparison(table, name, name, " - ".join(pair), four, (1, -1, -1, 1)))
+    return found
+
+
+def declare_both(frame: pd.DataFrame) -> list[Comparison]:
+    """Compare the norms with `onecycle` in both precisions."""
+    found, onecycle = [], select(frame, claim="", recipe="onecycle")
     keys = list(product(("float32", "bfloat16"), COMPARED))
-    samples, name = [onecycle.get(key, []) for key in keys], "onecycle, both precisions"
+    tests, name = gather(onecycle, "precision"), "onecycle, both precisions"
     for one, other in PAIRS:
         weights = [((arm == one) - (arm == other)) / 2 for _, arm in keys]
-        found.append(declared(name, name, f"{one} - {other}", samples, weights, pooled=True))
-    name = "reference minus muon"
-    for one, other in BN_PAIRS:
-        four = [tests.get((r, arm), []) for r in ("reference", "muon") for arm in (one, other)]
-        found.append(declared(name, name, f"{one} - {other}", four, (1, -1, -1, 1)))
+        cell = ("differences", name, name, f"{one} - {other}")
+        found.append(Comparison(*cell, [tests.get(key, []) for key in keys], weights, pooled=True))
     return found
+
+
+def find(frame: pd.DataFrame, compared: pd.DataFrame, both: pd.Series) -> list[Comparison]:
+    """Return the comparisons that nobody declared; `both` are accuracies of both sets of runs."""
+    tests, table = gather(compared, "recipe"), "found"
+    found = pair_recipes(table, tests, "reference", "onecycle")
+    found += pair_recipes(table, tests, "onecycle", "muon")
+    found += pair_recipes(table, both, "onecycle", "muon", ", both sets")
+    quick = select(frame, claim="", precision="float32", recipe="quick")
+    found += pair_up(table, gather(quick, "recipe"), BN_PAIRS)
+    losses = compared.history.map(lambda history: history.get("test_loss", [math.nan])[-1])
+    muon = compared.assign(loss=losses, row="muon: test loss").query("recipe == 'muon'")
+    found += pair_up(table, gather(muon, "row", "loss"), BN_PAIRS)
+    batches = frames.get_batches(frame)
+    batches = batches.assign(row=batches.value.map("batches of {:g}".format)).sort_values("value")
+    tests, few, many = gather(batches, "row"), "batches of 2", "batches of 64"
+    found += pair_up(table, tests[tests.index.isin((many, "batches of 256"), 0)], BN_PAIRS)
+    return found + pair_recipes(table, tests, few, many)
 
 
 def declare(frame: pd.DataFrame) -> list[Comparison]:
@@ -240,11 +305,15 @@ def declare(frame: pd.DataFrame) -> list[Comparison]:
     compared = frames.measure_fits(frames.get_compared(frame))
     compared = pd.concat([select(compared, recipe=recipe) for recipe in COMPARED_RECIPES])
     tests = gather(compared, "recipe")
-    found = declare_best(frame, tests)
-    for bare in BARE:
-        four = [tests.get(("muon", arm), []) for arm in (*COMPARED, bare)]
-        cell = ("costs", "muon", f"mean of the norms - {bare}")
-        found.append(Comparison("costs", *cell, four, (1 / 3, 1 / 3, 1 / 3, -1)))
+    sets = frames.get_sets(compared)
+    found = declare_leads("differences", tests) + declare_both(frame)
+    for name in ("first set", "both sets"):
+        found += declare_leads("differences", gather(sets[name], "recipe"), f", {name}")
+    known = {"muon": tests, "muon, both sets": gather(sets["both sets"], "recipe")}
+    for (name, runs), bare in product(known.items(), BARE):
+        four = [runs.get(("muon", arm), []) for arm in (*COMPARED, bare)]
+        cell = ("costs", name, name, f"mean of the norms - {bare}")
+        found.append(Comparison(*cell, four, (1 / 3, 1 / 3, 1 / 3, -1)))
     epochs = gather(select(compared, recipe="onecycle"), "recipe", "epochs")
     found += pair_up("epochs", epochs, [(norm, "he") for norm in COMPARED])
     for column, title in (("clean_gap", "train minus test"), ("at loss", "test at equal loss")):
@@ -255,7 +324,7 @@ def declare(frame: pd.DataFrame) -> list[Comparison]:
     small = gather(few.assign(value=few.value.map("{:g}".format)), "value")
     found += pair_up("batch-differences", small, BN_PAIRS, "small")
     shift = gather(frames.get_shift_medians(frame), "measure", "value")
-    return found + pair_up("shift-differences", shift, BN_PAIRS, "shift")
+    return found + pair_up("shift", shift, BN_PAIRS, "shift")
 
 
 def make_tables(frame: pd.DataFrame, labels=None, speed=None) -> dict[str, str]:
@@ -264,12 +333,15 @@ def make_tables(frame: pd.DataFrame, labels=None, speed=None) -> dict[str, str]:
     `images` needs the labels of the test images, `minutes` a measured speed: else they are absent.
     """
     compared, trials = frames.get_compared(frame), select(frame, claim="tuning")
+    sets, answers = frames.get_sets(compared), stats.answer(declare(frame))
+    found = stats.answer(find(frame, compared, gather(sets["both sets"], "recipe")))
     rates = tabulate(frames.get_claim(frame, "rates"), "value", format_tests)
     batches = tabulate(frames.get_batches(frame), "value", format_tests)
     tables = {
-        name: format_comparisons(answers, ROWS.get(name, ""))
-        for name, answers in stats.answer(declare(frame)).groupby("table")
+        name: format_comparisons(part, ROWS.get(name, ""))
+        for name, part in answers.groupby("table")
     }
+    tables["found"] = format_comparisons(found, "", format_found)
     if labels is not None:
         tables["images"] = make_images(compared, labels)
     if speed is not None:
@@ -283,6 +355,6 @@ def make_tables(frame: pd.DataFrame, labels=None, speed=None) -> dict[str, str]:
         "speed": make_speed(compared),
         "batches": quote(batches, "images a batch"),
         "scales": make_scales(frames.get_scales(frame)),
-        "shift": make_shift(frames.get_shift_medians(frame)),
-        "equivalence": make_equivalence(compared),
+        "shift": make_shift(frames.get_shift_medians(frame), select(answers, table="shift")),
+        "equivalence": make_equivalence(sets),
     }

@@ -1,14 +1,17 @@
 """The pages and the notebooks are what the results say, and `--check` finds where they are not."""
 
+import math
 import os
 import re
 import shutil
 
 import pytest
 
-from common import NOTEBOOKS, PAGES, ROOT, need_packages
+from common import NOTEBOOKS, PAGES, ROOT, make_frame, need_packages
 
 need_packages()
+
+import pandas as pd  # noqa: E402
 
 from experiments import report  # noqa: E402
 from experiments.tables import make_tables  # noqa: E402
@@ -79,13 +82,52 @@ def test_each_table_stands_on_one_page():
 
 
 def test_what_is_marked_is_renewed_and_no_other_word():
-    page = "a\n<!-- t -->\n\nold\n\n<!-- /t -->\nis 1.5<!--= x -->, not 1.5 or -2<!--= y -->."
+    page = "a\n<!-- one -->\nold\n<!-- /one -->\nit is 1.5<!--= x -->, not 1.5 or -2<!--= y -->."
     renewed = page.replace("old", "new \\1").replace("1.5<", "+2.5<")
     assert report.renew(page, {"t": "new \\1"}, {"x": "+2.5", "y": "-2"}.get) == renewed
 
 
-def test_an_unknown_number_is_named():
-    unknown = "muon;muon zz;rates 9 bn;rates x bn;gap x bn;scales x;shift x;a minus b;bn minus gn"
+@pytest.fixture
+def frame():
+    """Made-up runs of each kind that a sentence quotes."""
+    claims = {("batches-2", "bn"): [60, 61], ("batches-2", "gn"): [62, 63], ("rates-1", "bn"): [70]}
+    claims |= {("rates-3", "bn"): [None], ("scales-0.05", "bn"): [1.0, 4.0]}
+    claims |= {("shift-0.1", "bn"): [1]}
+    steps = [
+        {"shift": {"C10": {"change": x}}, "loss_range": [1, 2], "change": 1, "smoothness": 1}
+        for x in (0.5, 0.25, 4)
+    ]
+    made = make_frame(
+        claims,
+        recomputed_acc=lambda recipe, arm, test: (test or 0) + 2,
+        before=lambda recipe, arm, test: {"C1": [1000 * (test or 0)], "C10": [1.0]},
+        rows=lambda recipe, arm, test: steps,
+    )
+    tests = {("muon", "bn"): [85, 86, None], ("muon", "gn"): [85.26]}
+    tests |= {("quick", "bn"): [80], ("quick", "gn"): [80.04]}
+    norms = make_frame(
+        tests, "float32", clean_train_acc=lambda recipe, arm, test: (test or math.nan) + 3
+    )
+    return pd.concat([made, norms], ignore_index=True)
+
+
+NUMBERS = """
+    muon bn = 85.50; muon bn minus gn = 0.2; muon gn minus bn = -0.2; muon bn minus quick bn = 5.5;
+    quick bn minus gn = 0.0; batches 2 gn = 62.50; batches 2 recomputed minus bn = 2.0;
+    rates 1 bn = 70.00; rates best bn = 70.00; gap muon bn = 3.0; epochs to 70 muon bn = 1.6;
+    epochs to 50 rates best bn = 1.0; scales bn = 2,000; shift bn = 0.50;
+    low batches 2 gn minus bn = -1.0; high batches 2 gn minus bn = 5.0
+"""
+
+
+def test_a_number_is_found_by_its_name(frame):
+    for line in NUMBERS.split(";"):
+        name, number = line.strip().split(" = ")
+        assert report.get_number(frame, name) == number, name
+
+
+def test_an_unknown_number_is_named(frame):
+    unknown = "muon;muon zz;rates 3 bn;rates x bn;gap x bn;scales x;shift x;a minus b;bn minus gn"
     for name in unknown.split(";"):
         with pytest.raises(KeyError, match=f"'{name}'"):
             report.get_number(report.load_frame(), name)

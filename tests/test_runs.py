@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 from torch.optim import lr_scheduler
 from torch.utils.data import TensorDataset
 
