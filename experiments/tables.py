@@ -20,7 +20,7 @@ BN_PAIRS = PAIRS[:2]  # those of `bn`
 EPOCH, TEST_EPOCH = 391, 79  # steps: CIFAR-10 in batches of 128
 MEDIANS = "median of the steps"
 SHOWN = [f"change {layer}" for layer in ("C5", "C8", "C10")] + ["smoothness"]  # of MEASURES
-ROWS = {"batch-differences": "images a batch", "shift": MEDIANS}  # titles
+ROWS = {"batch-differences": "images per batch", "shift": MEDIANS}  # titles
 TRAINED, COLLAPSED = 20.0, 10.0  # in percent, and in points: see `format_tests`
 EQUIVALENT = 0.5  # the smaller margin, in points
 
@@ -353,7 +353,7 @@ def make_tables(frame: pd.DataFrame, labels=None, speed=None) -> dict[str, str]:
         "tuning": make_tuning(trials[trials.arm.isin(COMPARED)]),
         "rates": quote(rates, "arm"),
         "speed": make_speed(compared),
-        "batches": quote(batches, "images a batch"),
+        "batches": quote(batches, "images per batch"),
         "scales": make_scales(frames.get_scales(frame)),
         "shift": make_shift(frames.get_shift_medians(frame), select(answers, table="shift")),
         "equivalence": make_equivalence(sets),

@@ -37,10 +37,15 @@ def need_packages():
 
 
 def get_rows(page, marker):
-    """Return the cells of each row of a page's table, without its header."""
+    """Return the cells of each row of a page's table."""
     table = re.search(rf"<!-- {marker} -->(.*?)<!-- /{marker} -->", page, re.DOTALL)[1]
-    lines = table.strip().split("\n")[2:]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return read_table(table.strip())
+
+
+def read_table(text):
+    """Return the cells of a Markdown table's rows, without its header."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.split("\n")]
+    return rows[2:]
 
 
 def make_frame(tests, folder="claims", **more):

@@ -8,6 +8,7 @@ from common import PAGES, ROOT, make_frame, need_packages
 
 need_packages()
 
+from cifar10 import load_sample  # noqa: E402
 from experiments import figures, frames  # noqa: E402
 from experiments.results import load_frame  # noqa: E402
 
@@ -67,7 +68,7 @@ def test_scales_have_medians_and_percentiles_before_and_after():
 def test_every_figure_of_the_pages_is_drawn_with_all_its_arms():
     drawn = figures.draw_figures(load_frame())
     shown = set(re.findall(r"images/(\w+)\.png", "".join(PAGES.values())))
-    assert sorted(drawn) == sorted(shown)
+    assert {*drawn, "mistakes"} == shown, "this one needs CIFAR-10"
     assert sorted(shown) == sorted(path.stem for path in (ROOT / "images").glob("*.png"))
     arms = {
         name: {line.get_label() for axis in figure.axes for line in axis.lines}
@@ -77,3 +78,37 @@ def test_every_figure_of_the_pages_is_drawn_with_all_its_arms():
     assert arms["accuracy"] == three
     assert arms["batches"] == three | {"Batch, recomputed"}
     assert arms["baseline"] == arms["rates"] == arms["scales"] == five
+
+
+def test_curves_are_the_means_of_training_and_test():
+    history = {"clean_train_acc": [60, 90], "test_acc": [55, 80], "clean_train_loss": [1.2, 0.4]}
+    history |= {"test_loss": [1.3, 0.8]}
+    tests = {
+        (recipe, arm): [0, 0] for recipe in ("reference", "muon") for arm in ("bn", "gn", "ln")
+    }
+    made = make_frame(tests, "float32", history=lambda *_: history)
+    accuracy, _, loss, _ = figures.draw_curves(made).axes
+    assert get_lines(accuracy)["Group, training"] == [60, 90]
+    assert get_lines(accuracy)["Layer, test"] == [55, 80]
+    assert get_lines(loss)["Batch, test"] == [1.3, 0.8]
+
+
+def test_mistakes_are_the_images_on_which_the_norms_disagree():
+    data = load_sample()
+    labels = data.test.tensors[1].tolist()
+    wrong = [(label + 1) % 10 for label in labels]
+    digits = {norm: wrong.copy() for norm in ("bn", "gn", "ln")}
+    for number, norm in enumerate(digits):
+        digits[norm][3 + number] = labels[3 + number]  # alone right on one image
+    made = make_frame(
+        {("muon", norm): [0] for norm in digits},
+        "float32",
+        test_predictions=lambda recipe, arm, test: "".join(map(str, digits[arm])),
+    )
+    first = [row.axes[0] for row in figures.draw_mistakes(made, data).subfigs]
+    assert [axis.get_title() for axis in first] == [
+        f"{data.classes[3]}\nbn 1, gn 0, ln 0",
+        f"{data.classes[4]}\nbn 0, gn 1, ln 0",
+        f"{data.classes[5]}\nbn 0, gn 0, ln 1",
+        f"{data.classes[0]}\ntaken for {data.classes[1]}",
+    ]

@@ -84,7 +84,7 @@ def test_each_table_stands_on_one_page():
 def test_what_is_marked_is_renewed_and_no_other_word():
     page = "a\n<!-- one -->\nold\n<!-- /one -->\nit is 1.5<!--= x -->, not 1.5 or -2<!--= y -->."
     renewed = page.replace("old", "new \\1").replace("1.5<", "+2.5<")
-    assert report.renew(page, {"t": "new \\1"}, {"x": "+2.5", "y": "-2"}.get) == renewed
+    assert report.renew(page, {"one": "new \\1"}, {"x": "+2.5", "y": "-2"}.get) == renewed
 
 
 @pytest.fixture
