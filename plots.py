@@ -198,7 +198,8 @@ def post_accuracyplots(
         color = STYLES.get(norm, STYLES["none"])["color"]  # or a norm of your own
         axis.plot(epochs, history[f"test_{key}"], "-", color=color, linewidth=2, label="test")
         for other, histories in committed.items():
-            tests = torch.tensor([run[f"test_{key}"] for run in histories])  # (runs, epochs)
+            tests = [run[f"test_{key}"] for run in histories]
+            tests = torch.tensor(tests, dtype=torch.float64)  # (runs, epochs)
             count, x = f"{len(tests)} committed runs", range(1, tests.shape[1] + 1)
             color = STYLES[other]["color"]
             if other == norm:

@@ -159,15 +159,20 @@ def test_a_value_is_that_set_last_and_an_empty_variable_counts_as_unset(monkeypa
     assert "convolutions in float32" in said
 
 
-def test_a_file_that_is_missing_is_named(tmp_path):
-    for module in {*MODULES} - {"runs.py"}:
+@pytest.mark.parametrize("wrong", ["runs.py", "utils.py"])
+def test_a_file_that_is_missing_or_another_is_named(wrong, tmp_path):
+    for module in {*MODULES} - {wrong}:
         (tmp_path / module).symlink_to(ROOT / module)
-    (tmp_path / "runs").mkdir()  # what a run leaves is no module
+    if wrong == "runs.py":
+        (tmp_path / "runs").mkdir()  # what a run leaves is no module
+    else:
+        (tmp_path / wrong).touch()  # that of another project
     stub = "from unittest import mock; get_ipython = mock.Mock()\n"
     code = stub + "\n".join(map(TransformerManager().transform_cell, get_code("bn")[:5]))
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert "'runs'" in done.stderr.strip().splitlines()[-1]
+    named = "'runs'" if wrong == "runs.py" else str(tmp_path / wrong)
+    assert named in done.stderr.strip().splitlines()[-1]
 
 
 @notebooks

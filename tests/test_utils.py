@@ -461,3 +461,21 @@ def test_lines_have_the_style_and_the_name_of_their_norm():
     assert (first.get_label(), first.get_color()) == ("Group", utils.STYLES["gn"]["color"])
     assert list(first.get_ydata()) == [1.0, 0.1]
     assert second.get_label() == "mine"
+
+
+def test_a_run_is_compared_with_the_five_that_are_committed():
+    stats = pytest.importorskip("scipy.stats", reason="needs experiments/requirements.txt")
+    run = make_run("muon", "gn")
+    committed = utils.load_committed(run)
+    assert {norm: len(runs) for norm, runs in committed.items()} == {"bn": 5, "gn": 5, "ln": 5}
+    ends = [history["test_acc"][-1] for history in committed["gn"]]
+    half = stats.t.ppf(0.975, 4) * np.std(ends, ddof=1) * 1.2**0.5  # of one further run
+    for share, said in ((0.99, "inside"), (-0.99, "inside"), (1.01, "outside"), (-1.01, "outside")):
+        accuracy = np.mean(ends) + share * half
+        assert f"is {said} " in utils.compare_with_committed(run, accuracy, committed)
+    figure = utils.post_accuracyplots(committed["gn"][0], "Curves", "gn", committed)
+    (band,) = next(a for a in figure.axes if a.get_ylabel() == "accuracy (%)").collections
+    assert {min(ends), max(ends)} <= {*band.get_paths()[0].vertices[:, 1].tolist()}
+    for other in (make_run("smoke"), make_run("muon", lr=0.02)):
+        assert utils.load_committed(other) == {}
+        assert "no five committed runs" in utils.compare_with_committed(other, 50, {})
