@@ -88,7 +88,7 @@ def draw_mistakes(compared: pd.DataFrame, data: Data, columns: int = 8) -> Figur
         guesses += digits
         right[arm] = (torch.tensor(digits) == labels).sum(0)
     usual, total = torch.tensor(guesses).mode(0).values, sum(right.values())
-    rows = {f"Right with {LABELS[a]}, seldom else": 3 * right[a] - total for a in COMPARED}
+    rows = {f"More often right with {LABELS[a]}": 3 * right[a] - total for a in COMPARED}
     rows["Wrong with all three"] = -total
     figure = Figure(figsize=(12, 2 * len(rows)), layout="constrained")
     for row, (name, score) in zip(figure.subfigures(len(rows), 1), rows.items(), strict=True):
