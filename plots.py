@@ -44,10 +44,8 @@ def post_points(x: torch.Tensor, changed: torch.Tensor, axes: Sequence[int]) -> 
             axis.set(ylim=(before.min() - 0.15 * before.max(), 1.15 * before.max()))
             ends = (part[image].flatten().tolist() for part in (before, values, after[0], sets))
             for place, (start, end, first, number) in enumerate(zip(*ends, strict=True)):
-                color, aside = (
-                    colors[number],
-                    0.06 + 0.15 * (place // 2),
-                )  # labels of two channels don't collide
+                color = colors[number]
+                aside = 0.06 + 0.15 * (place // 2)  # so that labels of two channels don't collide
                 text = {"va": "center", "color": color, "fontsize": 11}
                 axis.plot(0, start, "o", color=color)
                 axis.annotate(f"{start:g}", (-aside, start), ha="right", **text)
@@ -65,7 +63,7 @@ def post_cubes(groups: int = 4) -> Figure:
     """Return a Figure of which activations share a mean and a deviation under each norm.
 
     A block is a layer's output with 8 channels for 4 images, each of its cubes an activation. The
-    purple ones are one set.
+    red ones are one set.
     """
     image, channel, _ = torch.meshgrid(*map(torch.arange, (4, 8, 3)), indexing="ij")
     front = image == 0
@@ -93,7 +91,7 @@ def post_cubes(groups: int = 4) -> Figure:
     return figure
 
 
-def post_lines(lines: Mapping, title: str, xlabel: str, ylabel: str, log=False, window=1) -> Figure:
+def post_lines(lines: Mapping, title: str, xlabel: str, ylabel: str, window=1) -> Figure:
     """Return a Figure with a line per name, of a norm or any other, from its values y by x.
 
     With `window`, a line is the mean of that many values, which are drawn faintly behind it.
@@ -101,7 +99,7 @@ def post_lines(lines: Mapping, title: str, xlabel: str, ylabel: str, log=False, 
     figure = Figure(figsize=(9, 4), layout="constrained")
     axis = figure.subplots()
     draw_lines(axis, lines, window)
-    axis.set(title=title, xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
     return figure
 
 
@@ -169,15 +167,19 @@ def post_display(images: torch.Tensor, captions: Sequence[str], title: str, colu
     size = 12 / columns  # inches per image; a line of text takes 0.2
     figure = Figure(figsize=(12, rows * (size + 0.2 * lines) + 0.4), layout="constrained")
     figure.suptitle(title)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes:
-        axis.axis("off")
+    draw_images(figure.subplots(rows, columns, squeeze=False).ravel(), images, captions, 10)
     if not captions:
         figure.set_figheight(0.5)  # the title alone
+    return figure
+
+
+def draw_images(axes, images: torch.Tensor, captions: Sequence[str], fontsize: int) -> None:
+    """Draw uint8 images (N, 3, H, W), below their captions, on at least as many axes."""
+    for axis in axes:
+        axis.axis("off")
     for axis, image, caption in zip(axes, images.cpu(), captions, strict=False):
         axis.imshow(image.permute(1, 2, 0).numpy())
-        axis.set_title(caption, fontsize=10)
-    return figure
+        axis.set_title(caption, fontsize=fontsize)
 
 
 def post_accuracyplots(

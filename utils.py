@@ -462,8 +462,8 @@ def fit(run: Run, training: Training, folder: str | Path = "checkpoints") -> dic
         if epoch > done:
             lr, start = float(optimizer.param_groups[0]["lr"]), time.perf_counter()
             size = run.recipe.small_size if epoch <= run.recipe.small_epochs else None
-            how = (optimizer, scheduler, criterion, run.precision, size)
-            row = [lr, *train(model, train_loader, *how)]
+            moved = (optimizer, scheduler, criterion)
+            row = [lr, *train(model, train_loader, *moved, run.precision, size)]
             for loader in (clean_loader, test_loader):
                 row += test(model, loader, criterion, run.precision)
             row.append(time.perf_counter() - start)

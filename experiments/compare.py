@@ -19,6 +19,7 @@ import utils
 from cifar10 import Data
 from experiments import results as records
 from experiments.results import COMPARED, ROOT, load_model, load_result
+from plots import draw_images
 from runs import LABELS, RECIPES, Run, get_recipe, get_seed
 
 COLUMNS = 6  # images that one normalization alone gets right
@@ -78,16 +79,14 @@ def draw(results: Mapping[str, dict], predictions: Mapping, data: Data) -> Figur
     for row, norm in zip(rows, results, strict=True):
         alone = find_alone(predictions, labels, norm)
         row.suptitle(f"Right with {LABELS[norm]} normalization alone: {len(alone):,} images")
-        for axis in (axes := row.subplots(1, COLUMNS)):
-            axis.axis("off")
-        for axis, index in zip(axes, alone.tolist(), strict=False):
-            axis.imshow(images[index].permute(1, 2, 0).numpy())
+        captions = []
+        for index in alone[:COLUMNS].tolist():
             guesses = (
                 f"{name}: {classes[p[index].argmax()]} ({p[index].exp().max():.0%})"
                 for name, p in predictions.items()
             )
-            caption = "\n".join([f"label: {classes[labels[index]]}", *guesses])
-            axis.set_title(caption, fontsize=9)
+            captions.append("\n".join([f"label: {classes[labels[index]]}", *guesses]))
+        draw_images(row.subplots(1, COLUMNS), images[alone[:COLUMNS]], captions, 9)
     return figure
 
 

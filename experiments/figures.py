@@ -11,6 +11,7 @@ from cifar10 import Data
 from experiments import frames
 from experiments.frames import CHANCE, get_arms, select
 from experiments.results import COMPARED, COMPARED_RECIPES
+from plots import draw_images
 from runs import LABELS
 
 RECOMPUTED = {"label": "Batch, recomputed", "color": "#56B4E9", "linestyle": ":", "marker": "x"}
@@ -94,13 +95,12 @@ def draw_mistakes(compared: pd.DataFrame, data: Data, columns: int = 8) -> Figur
     for row, (name, score) in zip(figure.subfigures(len(rows), 1), rows.items(), strict=True):
         row.suptitle(name, fontsize=12)
         chosen = score.argsort(descending=True, stable=True)[:columns].tolist()
-        for axis, index in zip(row.subplots(1, columns), chosen, strict=True):
-            axis.imshow(images[index].permute(1, 2, 0).numpy())
+        captions = []
+        for index in chosen:
             counts = ", ".join(f"{arm} {right[arm][index]}" for arm in COMPARED)
-            taken = f"taken for {data.classes[usual[index]]}"
-            said = counts if total[index] else taken
-            axis.set_title(f"{data.classes[labels[index]]}\n{said}", fontsize=9)
-            axis.axis("off")
+            said = counts if total[index] else f"taken for {data.classes[usual[index]]}"
+            captions.append(f"{data.classes[labels[index]]}\n{said}")
+        draw_images(row.subplots(1, columns), images[chosen], captions, 9)
     return figure
 
 

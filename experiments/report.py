@@ -123,12 +123,12 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
     parser = argparse.ArgumentParser(description="Renew both pages from results/.")
     parser.add_argument("--check", action="store_true", help="show what would change, no more")
     check = parser.parse_args(arguments).check
-    frame, data, labels = load_frame(), None, None
+    frame, data = load_frame(), None
     if check and not (find_root() / "cifar-10-batches-py").is_dir():
         print(f"The table `images` was not checked: there is no CIFAR-10 in {find_root()}.")
     else:
         data = load_cifar10(find_root())
-        labels = data.test.tensors[1].numpy()
+    labels = data and data.test.tensors[1].numpy()
     texts = renew_pages(root, frame, make_tables(frame, labels, load_speed()))
     if check:
         sys.exit(any(path.read_text(encoding="utf-8") != text for path, text in texts.items()))
