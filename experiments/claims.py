@@ -13,7 +13,7 @@ import functools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -194,19 +194,59 @@ class Claim:
     settings: Mapping[str, dict] = field(default_factory=dict)  # of its network, by recipe's name
 
 
-def read_trials() -> dict[str, Recipe]:
-    """Return the recipes that were tried by hand, as their results record them, by name.
-
-    Two are left out, of code that is gone: `small-cut` and `small-smoothing` (commit 772d48b).
-    """
-    known, trials = {item.name for item in fields(Recipe)}, {}
-    for path in sorted(TUNING.rglob("*-bn-seed1.json")):
-        recorded = records.load_result(path)["recipe"]
-        if not any(value for name, value in recorded.items() if name not in known):
-            recorded = {name: value for name, value in recorded.items() if name in known}
-            trials[recorded["name"]] = Recipe(**recorded)
-    return trials
-
+# Searches for a recipe: what each started from, and what each trial changed of it.
+# Of some the code is gone: `small-cut` and `small-smoothing` are in commit 772d48b, those with
+# centralized gradients, averaged weights, alternating flips or no decay on norms in ce80a7c.
+STARTS = {"start": replace(SGD, lr=0.1), "muon": MUON, "quick": replace(MUON, epochs=4)}
+STARTS["small"] = replace(MUON, epochs=4, lr=0.05, small_epochs=3)
+TRIALS = {
+    "start": {
+        "start": {},
+        "lr-0.025": {"lr": 0.025},
+        "lr-0.05": {"lr": 0.05},
+        "lr-0.2": {"lr": 0.2},
+        "lr-0.025-batch-64": {"lr": 0.025, "batch_size": 64},
+        "lr-0.05-crop-1": {"lr": 0.05, "crop": 1},
+        "lr-0.05-crop-3": {"lr": 0.05, "crop": 3},
+        "lr-0.05-decay-0.0002": {"lr": 0.05, "weight_decay": 0.0002},
+        "lr-0.05-decay-0.001": {"lr": 0.05, "weight_decay": 0.001},
+        "lr-0.05-rotation-3-resize-0.05": {"lr": 0.05, "rotation": 3.0, "resize": 0.05},
+        "lr-0.05-warmup-0.1": {"lr": 0.05, "warmup": 0.1},
+        "lr-0.05-warmup-0.4": {"lr": 0.05, "warmup": 0.4},
+    },
+    "muon": {
+        "muon": {},
+        "muon-affine-lr-0.2": {"affine_lr": 0.2},
+        "muon-decay-0.1": {"weight_decay": 0.1},
+        "muon-lr-0.02": {"lr": 0.02},
+        "muon-lr-0.05": {"lr": 0.05},
+        "muon-lr-0.02-batch-64": {"lr": 0.02, "batch_size": 64},
+    },
+    "quick": {
+        "quick": {},
+        "quick-batch-64": {"batch_size": 64},
+        "quick-crop-1": {"crop": 1},
+        "quick-decay-0": {"weight_decay": 0.0},
+        "quick-lr-0.05": {"lr": 0.05},
+        "quick-warmup-0.2": {"warmup": 0.2},
+    },
+    "small": {
+        "small": {},
+        "small-affine-lr-0.1": {"affine_lr": 0.1},
+        "small-epochs-3-first-2": {"epochs": 3, "small_epochs": 2},
+        "small-epochs-5-first-4-size-20": {"epochs": 5, "small_epochs": 4, "small_size": 20},
+        "small-first-2": {"small_epochs": 2},
+        "small-first-2-size-20": {"small_epochs": 2, "small_size": 20},
+        "small-lr-0.07-batch-256": {"lr": 0.07, "batch_size": 256},
+        "small-lr-0.1": {"lr": 0.1},
+        "small-size-20": {"small_size": 20},
+    },
+}
+TRIED = {
+    name: replace(STARTS[start], name=name, **changes)
+    for start, trials in TRIALS.items()
+    for name, changes in trials.items()
+}
 
 OPTIMIZERS = {f"sgd-{lr:g}": replace(SGD, lr=lr) for lr in (0.01, 0.03, 0.1, 0.3)}
 OPTIMIZERS |= {f"muon-{lr:g}": replace(MUON, lr=lr) for lr in (0.01, 0.02, 0.03, 0.05)}
@@ -246,7 +286,7 @@ CLAIMS = {
     "ghosts": Claim(measure_averages, ("bn",), PARTS, RECOMPUTED, seeds=SEEDS, settings=GHOSTS),
     "depth": Claim(measure_history, ("none", "bn"), DEEPER, settings=DEPTHS),
     "robustness": Claim(robustness.measure, COMPARED, TRAINED, robustness.PROTOCOL, seeds=SEEDS),
-    "tuning": Claim(measure_history, COMPARED, read_trials(), HELD, TUNING, (1,)),
+    "tuning": Claim(measure_history, COMPARED, TRIED, HELD, TUNING, (1,)),
 }
 
 
