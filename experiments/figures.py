@@ -11,6 +11,7 @@ from cifar10 import Data
 from experiments import frames
 from experiments.frames import CHANCE, get_arms, select
 from experiments.results import COMPARED, COMPARED_RECIPES
+from experiments.robustness import AMOUNTS
 from plots import draw_images
 from runs import LABELS
 
@@ -123,6 +124,44 @@ def draw_values(frame: pd.DataFrame, what: str, title: str, place: str) -> Figur
     return figure
 
 
+def draw_optimizers(compared: pd.DataFrame) -> Figure:
+    """Draw test accuracy by optimizer and arm, every run a dot; a diverged run is at a guess."""
+    recipes = [recipe for recipe in frames.RECIPE_TITLES if recipe != "reference"]
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axis = figure.subplots()
+    for shift, arm in enumerate(get_arms(compared), -2):
+        runs = select(compared, arm=arm).fillna({"test": CHANCE})
+        runs = runs[runs.recipe.isin(recipes)]
+        style = get_style(arm)
+        look = {key: style[key] for key in ("color", "marker", "label")}
+        axis.scatter(runs.recipe.map(recipes.index) + 0.13 * shift, runs.test, alpha=0.7, **look)
+    axis.set_xticks(range(len(recipes)), [frames.RECIPE_TITLES[recipe] for recipe in recipes])
+    axis.set(ylabel=ACCURACY, ylim=(5, 92))
+    axis.grid(alpha=0.3, axis="y")
+    figure.legend(loc="outside lower center", ncols=5)
+    return figure
+
+
+def draw_robustness(rows: pd.DataFrame) -> Figure:
+    """Draw accuracy, loss and calibration error of changed images, means over seeds."""
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    axes = figure.subplots(3, 3, sharex="col", sharey="row")
+    measures = {"test": "accuracy (%)", "test_loss": "loss", "ece": "calibration error (%)"}
+    amounts = ("noise (deviation, of white)", "blur (deviation, pixels)", "contrast lost (share)")
+    for column, kind, amount in zip(axes.T, AMOUNTS, amounts, strict=True):
+        part = rows[rows.corruption.isin(("none", kind))]
+        for axis, measure in zip(column, measures, strict=True):
+            for arm in get_arms(part):
+                means = select(part, arm=arm).groupby("amount")[measure].mean()
+                axis.plot(means.index, means, **get_style(arm))
+            axis.grid(alpha=0.3)
+        column[-1].set_xlabel(amount)
+    for axis, label in zip(axes[:, 0], measures.values(), strict=True):
+        axis.set_ylabel(label)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
 def draw_scales(scales: pd.DataFrame) -> Figure:
     """Draw the channels' deviations by layer, before and after training, averaged over seeds.
 
@@ -154,7 +193,9 @@ def draw_figures(frame: pd.DataFrame, data: Data | None = None) -> dict[str, Fig
     return drawn | {
         "curves": draw_curves(compared),
         "accuracy": draw_accuracies(compared[compared.arm.isin(COMPARED)], COMPARED_RECIPES),
-        "baseline": draw_accuracies(compared, list(frames.BASES.values())),
+        "baseline": draw_accuracies(compared, ("onecycle", "muon")),
+        "optimizers": draw_optimizers(compared),
+        "robustness": draw_robustness(frames.get_robustness(frame)),
         "rates": draw_values(*rates, "center left"),
         "batches": draw_values(
             frames.get_batches(frame), "images per batch", grown, "lower center"

@@ -7,13 +7,21 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
+from experiments import robustness
 from experiments.claims import ARMS, WATCHED
 from experiments.results import COMPARED, ROOT
 
 CHANCE = 10.0  # accuracy of guessing, in percent
 FIRST = ROOT / "results" / "first-set.csv"  # what is left of the runs that others replaced
-RECIPE_TITLES = {"reference": "original recipe", "onecycle": "tuned SGD", "muon": "Muon"}
-BASES = {"sgd": "onecycle", "muon": "muon"}  # which recipe a value of `baseline` starts from
+RECIPE_TITLES = {
+    "reference": "original recipe",
+    "onecycle": "tuned SGD",
+    "adamw": "AdamW",
+    "normalized": "normalized steps",
+    "muon": "Muon",
+}
+BASES = {"sgd": "onecycle"}  # which recipe a trial's value names, if it is not its own
+STRONGEST = tuple(amounts[-1] for amounts in robustness.AMOUNTS.values())
 MEASURES = {  # what `shift` measures, and what a table calls it
     **{f"change {layer}": f"change of {layer}'s gradient" for layer in WATCHED},
     **{f"cosine {layer}": f"cosine, {layer}" for layer in WATCHED},
@@ -43,30 +51,46 @@ def get_claim(frame: pd.DataFrame, claim: str) -> pd.DataFrame:
     return chosen[sizes == chosen.arm.nunique()].assign(value=lambda f: f.value.astype(float))
 
 
-def get_batches(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs of `batches`, with those of `bn` repeated as `bn recomputed`."""
-    bn = select(frame, claim="batches", arm="bn")
+def get_batches(frame: pd.DataFrame, claim: str = "batches") -> pd.DataFrame:
+    """Return the runs of `batches` or `ghosts`, those of `bn` repeated as `bn recomputed`."""
+    bn = select(frame, claim=claim, arm="bn")
     tests = [result.get("recomputed_acc", math.nan) for result in bn.result]
-    return get_claim(pd.concat([frame, bn.assign(arm="bn recomputed", test=tests)]), "batches")
+    return get_claim(pd.concat([frame, bn.assign(arm="bn recomputed", test=tests)]), claim)
+
+
+def get_robustness(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of `robustness` with arm, seed, `test` (%), and a name in `row`."""
+    rows = []
+    for run in select(frame, claim="robustness").itertuples():
+        for row in run.result["rows"]:
+            arm = f"{run.arm} recomputed" if row["recomputed"] else run.arm
+            name = f"{row['corruption']} {row['amount']:g}" if row["amount"] else "none"
+            rows.append({"arm": arm, "seed": run.seed, "row": name, "test": row["test_acc"]} | row)
+    columns = ["arm", "seed", "row", "test", "corruption", "amount", "test_loss", "ece"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def get_trials(frame: pd.DataFrame, claim: str) -> pd.DataFrame:
-    """Return the runs of `search` or `baseline`, with the recipe they start from and the `rate`.
+    """Return the runs of `search`, `baseline` or `optimizers`, with their recipe and their rate.
 
     A diverged trial has the validation accuracy of a guess.
     """
     trials = select(frame, claim=claim).fillna({"validation": CHANCE})
     words = trials.value.str.split("-")
-    return trials.assign(recipe=words.str[0].map(BASES), rate=words.str[1].astype(float))
+    return trials.assign(recipe=words.str[0].replace(BASES), rate=words.str[1].astype(float))
 
 
 def get_compared(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the notebooks' runs in float32, and those of `baseline` at the search's best rate."""
+    """Return the notebooks' runs in float32, and those of other optimizers or without a norm.
+
+    Of `baseline` and `optimizers`, these are the runs at the search's best rate; `gn` has `bn`'s.
+    """
     means = get_trials(frame, "search").groupby(["recipe", "arm", "rate"]).validation.mean()
-    best, baseline = means.unstack().idxmax(axis=1), get_trials(frame, "baseline")
-    rates = pd.MultiIndex.from_frame(baseline[["recipe", "arm"]]).map(best)
+    best = means.unstack().idxmax(axis=1)
+    others = pd.concat([get_trials(frame, claim) for claim in ("baseline", "optimizers")])
+    pairs = pd.MultiIndex.from_arrays([others.recipe, others.arm.replace({"gn": "bn"})])
     norms = select(frame, claim="", precision="float32")
-    return pd.concat([norms[norms.arm.isin(COMPARED)], baseline[baseline.rate == rates]])
+    return pd.concat([norms[norms.arm.isin(COMPARED)], others[others.rate == pairs.map(best)]])
 
 
 def get_sets(compared: pd.DataFrame) -> dict[str, pd.DataFrame]:

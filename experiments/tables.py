@@ -1,22 +1,19 @@
 """The tables of both pages, as Markdown, by the names of their markers."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations, product
+from collections.abc import Iterable, Mapping
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 from scipy.stats import ttest_ind
 
-from experiments import frames, stats
+from experiments import comparisons, frames, stats
+from experiments.comparisons import BARE, PAIRS
 from experiments.frames import get_arms, select, tabulate
 from experiments.results import COMPARED, COMPARED_RECIPES
-from experiments.stats import Comparison
 from runs import LABELS, RECIPES
 
-BARE = ("he", "none")  # arms without a normalization
-PAIRS = list(combinations(COMPARED, 2))
-BN_PAIRS = PAIRS[:2]  # those of `bn`
 EPOCH, TEST_EPOCH = 391, 79  # steps: CIFAR-10 in batches of 128
 MEDIANS = "median of the steps"
 SHOWN = [f"change {layer}" for layer in ("C5", "C8", "C10")] + ["smoothness"]  # of MEASURES
@@ -198,6 +195,15 @@ def make_shift(medians: pd.DataFrame, answers: pd.DataFrame) -> str:
     return make_markdown(shown.rename_axis(MEDIANS))
 
 
+def make_robustness(rows: pd.DataFrame) -> str:
+    """Return accuracy (%), loss and calibration error (%) by arm, where each is hardest."""
+    hard = rows[rows.amount.isin((0, *frames.STRONGEST))]
+    means = hard.groupby(["row", "arm"], sort=False)[["test", "test_loss", "ece"]].mean()
+    cells = means.apply(lambda m: f"{m.test:.2f} / {m.test_loss:.2f} / {m.ece:.1f}", axis=1)
+    table = cells.unstack().reindex(hard.row.unique())[get_arms(rows)]
+    return make_markdown(table.rename(columns="`{}`".format).rename_axis("images"))
+
+
 def make_equivalence(sets: Mapping[str, pd.DataFrame]) -> str:
     """Return the 90 % interval of the difference of each two arms of `muon`, by set of runs.
 
@@ -234,107 +240,14 @@ def make_images(compared: pd.DataFrame, labels: np.ndarray) -> str:
     return make_markdown(pd.DataFrame.from_dict(rows, "index", None, columns).rename_axis("muon"))
 
 
-def gather(frame: pd.DataFrame, row: str, column: str = "test") -> pd.Series:
-    """Return the values of a column as lists, by the values of `row` and by arm."""
-    return frame.dropna(subset=column).groupby([row, "arm"], sort=False)[column].agg(list)
-
-
-def pair_up(table: str, samples: pd.Series, pairs: Sequence[tuple], family="") -> list[Comparison]:
-    """Compare each pair of arms in each row of `samples` (see `gather`) that has both.
-
-    By default each row is its own family.
-    """
-    found = []
-    for row, (one, other) in product(dict.fromkeys(row for row, _ in samples.index), pairs):
-        if {(row, one), (row, other)} <= {*samples.index}:
-            two = samples[row, one], samples[row, other]
-            found.append(Comparison(table, family or row, row, f"{one} - {other}", two))
-    return found
-
-
-def declare_leads(table: str, tests: pd.Series, runs="") -> list[Comparison]:
-    """Compare the norms with each recipe, and the lead of `bn` with one less that with another.
-
-    `tests` is by recipe and arm; `runs` is what the rows call them.
-    """
-    found = pair_up(table, tests.rename(lambda recipe: recipe + runs, level=0), PAIRS)
-    return found + pair_recipes(table, tests, "reference", "muon", runs)
-
-
-def pair_recipes(table: str, tests: pd.Series, one: str, other: str, runs="") -> list[Comparison]:
-    """Compare the leads of `bn` with one recipe with those with the other."""
-    found, name = [], f"{one} minus {other}{runs}"
-    for pair in BN_PAIRS:
-        four = [tests.get((recipe, arm), []) for recipe in (one, other) for arm in pair]
-        found.append(Comparison(table, name, name, " - ".join(pair), four, (1, -1, -1, 1)))
-    return found
-
-
-def declare_both(frame: pd.DataFrame) -> list[Comparison]:
-    """Compare the norms with `onecycle` in both precisions."""
-    found, onecycle = [], select(frame, claim="", recipe="onecycle")
-    keys = list(product(("float32", "bfloat16"), COMPARED))
-    tests, name = gather(onecycle, "precision"), "onecycle, both precisions"
-    for one, other in PAIRS:
-        weights = [((arm == one) - (arm == other)) / 2 for _, arm in keys]
-        cell = ("differences", name, name, f"{one} - {other}")
-        found.append(Comparison(*cell, [tests.get(key, []) for key in keys], weights, pooled=True))
-    return found
-
-
-def find(frame: pd.DataFrame, compared: pd.DataFrame, both: pd.Series) -> list[Comparison]:
-    """Return the comparisons that nobody declared; `both` are accuracies of both sets of runs."""
-    tests, table = gather(compared, "recipe"), "found"
-    found = pair_recipes(table, tests, "reference", "onecycle")
-    found += pair_recipes(table, tests, "onecycle", "muon")
-    found += pair_recipes(table, both, "onecycle", "muon", ", both sets")
-    quick = select(frame, claim="", precision="float32", recipe="quick")
-    found += pair_up(table, gather(quick, "recipe"), BN_PAIRS)
-    losses = compared.history.map(lambda history: history.get("test_loss", [math.nan])[-1])
-    muon = compared.assign(loss=losses, row="muon: test loss").query("recipe == 'muon'")
-    found += pair_up(table, gather(muon, "row", "loss"), BN_PAIRS)
-    batches = frames.get_batches(frame)
-    batches = batches.assign(row=batches.value.map("batches of {:g}".format)).sort_values("value")
-    tests, few, many = gather(batches, "row"), "batches of 2", "batches of 64"
-    found += pair_up(table, tests[tests.index.isin((many, "batches of 256"), 0)], BN_PAIRS)
-    return found + pair_recipes(table, tests, few, many)
-
-
-def declare(frame: pd.DataFrame) -> list[Comparison]:
-    """Return all comparisons, as declared before the runs."""
-    compared = frames.measure_fits(frames.get_compared(frame))
-    compared = pd.concat([select(compared, recipe=recipe) for recipe in COMPARED_RECIPES])
-    tests = gather(compared, "recipe")
-    sets = frames.get_sets(compared)
-    found = declare_leads("differences", tests) + declare_both(frame)
-    for name in ("first set", "both sets"):
-        found += declare_leads("differences", gather(sets[name], "recipe"), f", {name}")
-    known = {"muon": tests, "muon, both sets": gather(sets["both sets"], "recipe")}
-    for (name, runs), bare in product(known.items(), BARE):
-        four = [runs.get(("muon", arm), []) for arm in (*COMPARED, bare)]
-        cell = ("costs", name, name, f"mean of the norms - {bare}")
-        found.append(Comparison(*cell, four, (1 / 3, 1 / 3, 1 / 3, -1)))
-    epochs = gather(select(compared, recipe="onecycle"), "recipe", "epochs")
-    found += pair_up("epochs", epochs, [(norm, "he") for norm in COMPARED])
-    for column, title in (("clean_gap", "train minus test"), ("at loss", "test at equal loss")):
-        named = compared.assign(row=compared.recipe + f": {title}")
-        found += pair_up("gaps", gather(named, "row", column), BN_PAIRS)
-    batches = frames.get_batches(frame).sort_values("value")
-    few = batches[batches.value < 16]
-    small = gather(few.assign(value=few.value.map("{:g}".format)), "value")
-    found += pair_up("batch-differences", small, BN_PAIRS, "small")
-    shift = gather(frames.get_shift_medians(frame), "measure", "value")
-    return found + pair_up("shift", shift, BN_PAIRS, "shift")
-
-
 def make_tables(frame: pd.DataFrame, labels=None, speed=None) -> dict[str, str]:
     """Return all tables by name.
 
     `images` needs the labels of the test images, `minutes` a measured speed: else they are absent.
     """
     compared, trials = frames.get_compared(frame), select(frame, claim="tuning")
-    sets, answers = frames.get_sets(compared), stats.answer(declare(frame))
-    found = stats.answer(find(frame, compared, gather(sets["both sets"], "recipe")))
+    sets, answers = frames.get_sets(compared), stats.answer(comparisons.declare(frame))
+    found = stats.answer(comparisons.find(frame, compared, sets["both sets"]))
     rates = tabulate(frames.get_claim(frame, "rates"), "value", format_tests)
     batches = tabulate(frames.get_batches(frame), "value", format_tests)
     tables = {
@@ -342,6 +255,9 @@ def make_tables(frame: pd.DataFrame, labels=None, speed=None) -> dict[str, str]:
         for name, part in answers.groupby("table")
     }
     tables["found"] = format_comparisons(found, "", format_found)
+    ghosts = frames.get_batches(frame, "ghosts")
+    depths = frames.get_claim(frame, "depth")
+    depths = depths.assign(value=8 * depths.value)
     if labels is not None:
         tables["images"] = make_images(compared, labels)
     if speed is not None:
@@ -349,11 +265,14 @@ def make_tables(frame: pd.DataFrame, labels=None, speed=None) -> dict[str, str]:
     return tables | {
         "results": make_results(compared),
         "accuracies": make_accuracies(compared),
-        "seeds": make_spreads(compared[compared.arm.isin(COMPARED)]),
+        "seeds": make_spreads(select(compared, claim="")),
         "tuning": make_tuning(trials[trials.arm.isin(COMPARED)]),
         "rates": quote(rates, "arm"),
         "speed": make_speed(compared),
         "batches": quote(batches, "images per batch"),
+        "ghosts": quote(tabulate(ghosts, "value", format_tests), "images per part"),
+        "depth": quote(tabulate(depths, "value", format_tests), "3x3 convolutions"),
+        "robustness": make_robustness(frames.get_robustness(frame)),
         "scales": make_scales(frames.get_scales(frame)),
         "shift": make_shift(frames.get_shift_medians(frame), select(answers, table="shift")),
         "equivalence": make_equivalence(sets),

@@ -10,7 +10,7 @@ need_packages()
 
 import pandas as pd  # noqa: E402
 
-from experiments import frames, stats, tables  # noqa: E402
+from experiments import comparisons, frames, stats, tables  # noqa: E402
 from experiments.results import load_frame  # noqa: E402
 
 
@@ -77,16 +77,15 @@ def test_what_was_not_declared_has_p_without_correction():
     made = make_frame({("reference", "bn"): [80, 81], ("reference", "gn"): [78, 79]}, "float32")
     more = make_frame({("onecycle", "bn"): [82, 83], ("onecycle", "gn"): [82, 83]}, "float32")
     compared = pd.concat([made, more])
-    (one,) = tables.pair_recipes(
-        "found", tables.gather(compared, "recipe"), "reference", "onecycle"
-    )[:1]
+    tests = comparisons.gather(compared, "recipe")
+    one = comparisons.pair_recipes("found", tests, "reference", "onecycle")[0]
     (row,) = stats.answer([one]).itertuples()
     # an error of 1 with 4 degrees of freedom: t is 2, the 97.5th percentile 2.776
     assert tables.format_found(row) == "+2.00 (-0.78 to +4.78), p 0.12"
 
 
 def test_p_is_corrected_over_the_families_that_were_declared(frame):
-    sizes = stats.answer(tables.declare(frame)).groupby(["table", "family"]).size()
+    sizes = stats.answer(comparisons.declare(frame)).groupby(["table", "family"]).size()
     assert sizes.groupby("table").agg(list).to_dict() == {
         "differences": [3] * 8 + [2] * 3 + [3] * 2,
         "costs": [2, 2],
@@ -94,7 +93,40 @@ def test_p_is_corrected_over_the_families_that_were_declared(frame):
         "gaps": [2] * 6,
         "batch-differences": [4],
         "shift": [22],
+        "optimizers": [5],
+        "ghost-differences": [4],
+        "depth-differences": [1],
     }
+
+
+def test_what_no_normalization_costs_is_compared_at_the_rates_that_the_search_chose():
+    tests, rates = {}, {"normalized": ("0.001", "0.003"), "adamw": ("0.01", "0.003")}
+    for optimizer, (best, other) in rates.items():
+        for arm in ("bn", "none"):
+            tests[f"search-{optimizer}-{best}", arm] = [70]
+            tests[f"search-{optimizer}-{other}", arm] = [60]
+            tests[f"optimizers-{optimizer}-{other}", arm] = [0, 0]
+        tests[f"optimizers-{optimizer}-{best}", "bn"] = [80, 82]
+        tests[f"optimizers-{optimizer}-{best}", "none"] = [70, 74]
+    for arm in ("bn", "none"):
+        tests["search-muon-0.02", arm] = [70]
+        tests["baseline-muon-0.02", arm] = [85, 86]
+    answers = stats.answer(comparisons.compare_optimizers(make_frame(tests)))
+    assert answers["mean"].tolist() == [9, 9, 9, 9, 0]
+
+
+def test_robustness_has_accuracy_loss_and_calibration_where_it_is_hardest():
+    row = {"corruption": "noise", "amount": 0.1, "recomputed": False, "test_acc": 60}
+    row |= {"test_loss": 1.5, "ece": 20}
+    weak, other = row | {"amount": 0.04}, row | {"recomputed": True, "test_acc": 61}
+    results = {"bn": [weak, row, other], "gn": [row | {"test_acc": 66}]}
+    tests = {("robustness-muon", arm): [80, 80] for arm in results}
+    made = make_frame(tests, rows=lambda recipe, arm, accuracy: results[arm])
+    rows = frames.get_robustness(made)
+    cells = ["60.00 / 1.50 / 20.0", "61.00 / 1.50 / 20.0", "66.00 / 1.50 / 20.0"]
+    assert read_table(tables.make_robustness(rows)) == [["noise 0.1", *cells]]
+    answers = stats.answer(comparisons.compare_robustness(made)).set_index("column")["mean"]
+    assert answers.to_dict() == {"bn - gn": -6, "bn recomputed - gn": -5}
 
 
 @pytest.mark.parametrize(
