@@ -23,8 +23,8 @@ def post_points(x: torch.Tensor, changed: torch.Tensor, axes: Sequence[int]) -> 
     """Return a Figure of numbers before and after normalizing them over `axes`.
 
     `x` and `changed`, each a row, are (images, channels, positions); each image is a column.
-    Numbers of one colour share a mean and a deviation. Rings in the second row mark where the
-    numbers of the first one went.
+    Numbers of one colour share a mean and a deviation. Dotted lines in the second row lead to the
+    normalized numbers of the first one.
     """
     sets = torch.arange(x.numel()).view_as(x).amin(axes, keepdim=True).expand_as(x)
     palette = ("#8E44AD", "#16A085", "#C0392B", "#7F8C8D")  # none of a norm
@@ -42,20 +42,25 @@ def post_points(x: torch.Tensor, changed: torch.Tensor, axes: Sequence[int]) -> 
             axis.set(xlim=(-0.5, 1.5), yticks=[])
             axis.set_xticks([0, 1], ["number", "normalized"])
             axis.set(ylim=(before.min() - 0.15 * before.max(), 1.15 * before.max()))
-            ends = (part[image].flatten().tolist() for part in (before, values, after[0], sets))
-            for place, (start, end, first, number) in enumerate(zip(*ends, strict=True)):
+            parts = (before, values, x, after[0], sets)
+            ends = zip(*(part[image].flatten().tolist() for part in parts), strict=True)
+            for place, (start, end, old_start, old_end, number) in enumerate(ends):
                 color = colors[number]
-                aside = 0.06 + 0.15 * (place // 2)  # so that labels of two channels don't collide
+                aside = 0.06 + 0.2 * (place // 2)  # so that labels of two channels don't collide
                 text = {"va": "center", "color": color, "fontsize": 11}
                 axis.plot(0, start, "o", color=color)
                 axis.annotate(f"{start:g}", (-aside, start), ha="right", **text)
                 right.plot(1, end, "o", color=color)
                 right.annotate(f"{end:.1f}", (1 + aside, end), **text)
-                right.plot(1, first, "o", color=color, markersize=11, fillstyle="none")
-                places = {"coordsA": axis.transData, "coordsB": right.transData}
-                right.add_artist(ConnectionPatch((0, start), (1, end), color=color, **places))
-            what = "" if before is x else ", as it was" if image else ", one number changed"
+                places = {"coordsA": axis.transData, "coordsB": right.transData, "color": color}
+                right.add_artist(ConnectionPatch((0, start), (1, end), **places))
+                if before is changed:
+                    places |= {"linestyle": ":", "alpha": 0.6}
+                    right.add_artist(ConnectionPatch((0, old_start), (1, old_end), **places))
+                    right.plot(1, old_end, "o", color=color, markersize=11, fillstyle="none")
+            what = "" if before is x else ", same numbers" if image else ", one number changed"
             axis.set_title(f"image {image + 1}{what}")
+    figure.supxlabel("dotted, to a ring: before the change", fontsize=11)
     return figure
 
 
@@ -91,7 +96,9 @@ def post_cubes(groups: int = 4) -> Figure:
     return figure
 
 
-def post_lines(lines: Mapping, title: str, xlabel: str, ylabel: str, window=1) -> Figure:
+def post_lines(
+    lines: Mapping, title: str, xlabel: str, ylabel: str, window=1, yscale="linear"
+) -> Figure:
     """Return a Figure with a line per name, of a norm or any other, from its values y by x.
 
     With `window`, a line is the mean of that many values, which are drawn faintly behind it.
@@ -99,7 +106,7 @@ def post_lines(lines: Mapping, title: str, xlabel: str, ylabel: str, window=1) -
     figure = Figure(figsize=(9, 4), layout="constrained")
     axis = figure.subplots()
     draw_lines(axis, lines, window)
-    axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel, yscale=yscale)
     return figure
 
 
@@ -140,23 +147,25 @@ def post_signal(signals: Signals) -> Figure:
 
 
 def post_histograms(signals: Signals, blocks: Sequence[str] = ("C1", "C5", "C10")) -> Figure:
-    """Return a Figure of histograms before and after the normalization: see `post_signal`."""
-    figure = Figure(figsize=(10, 2.1 * len(signals)), layout="constrained")
-    rows = figure.subplots(len(signals), len(blocks), squeeze=False)
+    """Return a Figure of the first channel's values, before and after the normalization.
+
+    `signals` is that of `post_signal`. High bars are cut; the titles give the share of zeros.
+    """
+    figure = Figure(figsize=(10, 1.9 * len(signals)), layout="constrained")
+    rows = figure.subplots(len(signals), len(blocks), sharex=True, sharey=True, squeeze=False)
+    edges = [tenth / 10 for tenth in range(-15, 41)]
     for row, (name, signal) in zip(rows, signals.items(), strict=True):
+        color = STYLES.get(name, STYLES["none"])["color"]
         for axis, block in zip(row, blocks, strict=True):
-            before, after = (part.flatten().float().cpu() for part in signal[block])
-            low, high = (torch.stack([f(before), f(after)]) for f in (torch.min, torch.max))
-            edges = torch.linspace(low.min().item(), high.max().item(), 60).numpy()
-            share = torch.full_like(before, 100 / before.numel()).numpy()
-            how = {"bins": edges, "weights": share, "log": True}
-            axis.hist(before.numpy(), color="#BBBBBB", label="before", **how)
-            color = STYLES.get(name, STYLES["none"])["color"]
-            axis.hist(after.numpy(), histtype="step", color=color, label="after", **how)
-            axis.set_title(f"{LABELS[name]}: {block}", fontsize=11)
-            axis.ticklabel_format(axis="x", style="sci", scilimits=(-2, 3))
-        row[0].set_ylabel("% of activations")
-    rows[0, 0].legend()
+            before, after = (part[:, 0].flatten().float().cpu().numpy() for part in signal[block])
+            how = {"bins": edges, "weights": [100 / before.size] * before.size}
+            axis.hist(before, color="#BBBBBB", label="before", **how)
+            axis.hist(after, histtype="step", color=color, linewidth=1.5, label="after", **how)
+            zeros = (before == 0).mean()
+            axis.set_title(f"{LABELS[name]}: {block}, {zeros:.0%} zeros before", fontsize=11)
+        row[0].set_ylabel("% of values")
+    rows[0, 0].set_ylim(0, 15)
+    rows[0, -1].legend()
     return figure
 
 
@@ -202,7 +211,7 @@ def post_accuracyplots(
         for other, histories in committed.items():
             tests = [run[f"test_{key}"] for run in histories]
             tests = torch.tensor(tests, dtype=torch.float64)  # (runs, epochs)
-            count, x = f"{len(tests)} committed runs", range(1, tests.shape[1] + 1)
+            count, x = f"{len(tests)} runs of the repository", range(1, tests.shape[1] + 1)
             color = STYLES[other]["color"]
             if other == norm:
                 band = (tests.amin(0).tolist(), tests.amax(0).tolist())
@@ -211,7 +220,7 @@ def post_accuracyplots(
                 name = f"{LABELS[other]}: mean of {count}"
                 axis.plot(x, tests.mean(0), color=color, linewidth=0.9, label=name)
         axis.set_ylabel(label)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="lower right" if key == "acc" else "upper right")
     axes["lr"].plot(epochs, history["lr"], ".-", color="dimgray", linewidth=1)
     axes["lr"].set(ylabel="learning rate", ylim=(0, None))
     for axis in axes.values():

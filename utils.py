@@ -457,7 +457,7 @@ def fit(run: Run, training: Training, folder: str | Path = "checkpoints") -> dic
     clean = TensorDataset(*train_loader.dataset[:CLEAN])
     clean_loader = Loader(clean, test_loader.transforms, test_loader.batch_size)
     _trained[model] = _Trained(how, history, checkpoint.path, checkpoint.environments)
-    say("epoch" + "".join(f"{column:>{max(10, len(column) + 2)}}" for column in COLUMNS))
+    say("epoch" + "".join(f"{column:>{max(8, len(column) + 1)}}" for column in COLUMNS))
     for epoch in range(1, run.recipe.epochs + 1):
         if epoch > done:
             lr, start = float(optimizer.param_groups[0]["lr"]), time.perf_counter()
@@ -488,7 +488,7 @@ def _check_parts(training: Training) -> None:
 
 def format_epoch(history: Mapping[str, Sequence[float]], epoch: int, epochs: int) -> str:
     """Return the line of an epoch, with the minutes that are left after it."""
-    cells = [f"{history[c][epoch - 1]:{max(10, len(c) + 2)}{form}}" for c, form in COLUMNS.items()]
+    cells = [f"{history[c][epoch - 1]:{max(8, len(c) + 1)}{form}}" for c, form in COLUMNS.items()]
     left = statistics.mean(history["seconds"]) * (epochs - epoch) / 60
     return f"{epoch:5d}{''.join(cells)}" + (f"  {left:.1f} min left" if epoch < epochs else "")
 
