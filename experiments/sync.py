@@ -12,10 +12,7 @@ import sys
 
 import nbformat
 
-from experiments.results import COMPARED, ROOT
-from runs import LABELS
-
-NOTEBOOKS = {n: ROOT / f"ERA_Session8_{LABELS[n]}Normalization.ipynb" for n in COMPARED}
+from experiments.results import NOTEBOOKS
 
 
 def copy_cells(source: list, target: list, norm: str) -> list:
