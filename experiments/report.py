@@ -14,6 +14,7 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from cifar10 import load_cifar10
 from experiments import frames
 from experiments.figures import draw_figures
 from experiments.frames import MEASURES, select
-from experiments.results import ROOT, find_root, load_frame, load_speed
+from experiments.results import NOTEBOOKS, ROOT, find_root, load_frame, load_speed
 from experiments.stats import contrast
 from experiments.tables import format_digits, make_tables
 
@@ -98,36 +99,27 @@ def renew(text: str, tables: Mapping[str, str], get: Callable[[str], str]) -> st
     return MARKED.sub(lambda match: f"{get(match[2])}<!--= {match[2]} -->", text)
 
 
-def renew_pages(root: Path, frame: pd.DataFrame, tables: Mapping[str, str]) -> dict[Path, str]:
-    """Return the new texts of the pages and notebooks in `root` that change; print how."""
-    changed = {}
-    pages = (root / "README.md", root / "experiments" / "README.md")
-    for path in (*pages, *sorted(root.glob("ERA_*.ipynb"))):
-        old = path.read_text(encoding="utf-8")
-        new = renew(old, tables, lambda name: get_number(frame, name))
-        if new != old:
-            changed[path] = new
-            name = path.relative_to(root).as_posix()
-            lines = (text.splitlines(keepends=True) for text in (old, new))
-            sys.stdout.writelines(difflib.unified_diff(*lines, name, f"{name}, renewed"))
-    return changed
-
-
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
     parser = argparse.ArgumentParser(description="Renew both pages from results/.")
     parser.add_argument("--check", action="store_true", help="show what would change, no more")
-    check = parser.parse_args(arguments).check
+    check, stale = parser.parse_args(arguments).check, False
     frame, data = load_frame(), None
     if check and not (find_root() / "cifar-10-batches-py").is_dir():
         print(f"The table `images` was not checked: there is no CIFAR-10 in {find_root()}.")
     else:
         data = load_cifar10(find_root())
     labels = data and data.test.tensors[1].numpy()
-    changed = renew_pages(root, frame, make_tables(frame, labels, load_speed()))
+    tables = make_tables(frame, labels, load_speed())
+    for page in ("README.md", "experiments/README.md", *(path.name for path in NOTEBOOKS.values())):
+        old = (root / page).read_text(encoding="utf-8")
+        new = renew(old, tables, partial(get_number, frame))
+        lines = (text.splitlines(keepends=True) for text in (old, new))
+        sys.stdout.writelines(difflib.unified_diff(*lines, page, f"{page}, renewed"))
+        stale |= new != old
+        if not check:
+            (root / page).write_text(new, encoding="utf-8", newline="\n")
     if check:
-        sys.exit(bool(changed))
-    for path, text in changed.items():
-        path.write_text(text, encoding="utf-8", newline="\n")
+        sys.exit(stale)
     for name, figure in draw_figures(frame, data).items():
         figure.savefig(root / "images" / f"{name}.png", dpi=110)
 
