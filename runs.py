@@ -5,13 +5,12 @@ import functools
 import inspect
 import io
 import json
-import math
 import os
+import pickle
 import platform
 import re
 import subprocess
 import sys
-import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -30,7 +29,7 @@ from cifar10 import CIFAR, SAMPLE, Data
 # --- The recipe ----------------------------------------------------------------------------------
 
 
-def _number(default: float, low: float = 0, high: float = math.inf) -> Any:
+def _number(default: float, low: float = 0, high: float = 1e6) -> Any:
     return field(default=default, metadata={"low": low, "high": high})
 
 
@@ -71,22 +70,12 @@ class Recipe:
         if not re.fullmatch(r"\w[\w.+-]{,99}", str(self.name), re.ASCII):
             raise ValueError(f"name is {self.name!r}, but must be usable as a file name")
         for item in fields(self)[1:]:
-            value = getattr(self, item.name)
-            if known := item.metadata.get("known"):
-                check_choice(item.name, value, known)
-            else:
-                object.__setattr__(self, item.name, _convert(item, value))
-
-
-def _convert(item: Any, value: Any) -> int | float | bool:
-    """Return `value` as a plain Python number; ValueError if the field does not allow it."""
-    low, high, kind = item.metadata["low"], item.metadata["high"], item.type
-    is_flag = isinstance(value, bool) and kind is not bool
-    with contextlib.suppress(ArithmeticError, RuntimeError, TypeError, ValueError):
-        if low <= (number := kind(value)) <= high and number == value != math.inf and not is_flag:
-            return number
-    limits = f"{kind.__name__}, from {low} to {high}"
-    raise ValueError(f"{item.name} is {value!r}, but must be {limits}")
+            value, limits, kind = getattr(self, item.name), item.metadata, item.type
+            if "known" in limits:
+                check_choice(item.name, value, limits["known"])
+            elif kind(value) != value or not limits["low"] <= value <= limits["high"]:
+                said = f"{kind.__name__}, from {limits['low']:g} to {limits['high']:g}"
+                raise ValueError(f"{item.name} is {value!r}, but must be {said}")
 
 
 def check_choice(name: str, value: str, known: Iterable[str]) -> None:
@@ -223,15 +212,13 @@ def get_environment(device: torch.device, precision: str) -> dict[str, str | int
 def get_code() -> dict[str, str | bool]:
     """Return the git commit of the code and whether all but results/ is unchanged, or {}."""
     root = Path(__file__).resolve().parent
-    if not (root / ".git").exists():
-        return {}
-    command = ["git", "-C", str(root), "status", "--porcelain=v2", "--branch"]
-    command += ["--untracked-files=no", "--", ".", ":!results"]
-    # Git's own variables, such as GIT_DIR, could point to another repository.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    # Of this folder's own repository: not of one around it, nor of the variable GIT_DIR's.
+    command = ["git", "-C", str(root), f"--git-dir={root / '.git'}", f"--work-tree={root}"]
+    command += ["status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    command += ["--", ".", ":!results"]
     try:
-        done = subprocess.run(command, capture_output=True, check=True, env=env, encoding="utf-8")
-    except (OSError, subprocess.CalledProcessError):  # no git, or a folder that it refuses
+        done = subprocess.run(command, capture_output=True, check=True, encoding="utf-8")
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
         return {}
     head, *lines = done.stdout.splitlines()  # "# branch.oid COMMIT", other headers, then changes
     return {"commit": head.split()[-1], "clean": all(line.startswith("#") for line in lines)}
@@ -292,15 +279,14 @@ def _make_plain(nest: Any, left_out: Collection[str] = ()) -> Any:
     Tensors become lists, NaN and infinities null, and other objects text, without their address:
     that differs between processes.
     """
-
-    def spell(part: Any) -> Any:
-        return part.tolist() if hasattr(part, "tolist") else str(part)
-
-    def select(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        return {name: value for name, value in pairs if name not in left_out}
-
-    text = re.sub(r" at 0x\w+", "", json.dumps(nest, default=spell))
-    return json.loads(text, parse_constant=lambda _: None, object_pairs_hook=select)
+    text = json.dumps(
+        nest, default=lambda part: part.tolist() if hasattr(part, "tolist") else str(part)
+    )
+    return json.loads(
+        re.sub(r" at 0x\w+", "", text),
+        parse_constant=lambda _: None,
+        object_hook=lambda part: {k: v for k, v in part.items() if k not in left_out},
+    )
 
 
 def make_json(result: Mapping[str, Any]) -> bytes:
@@ -380,11 +366,9 @@ class Checkpoint:
         return state["history"]
 
     def _read(self) -> dict[str, Any]:
-        content, state = io.BytesIO(self.path.read_bytes()), {}
-        with contextlib.suppress(Exception):  # a damaged file can raise anything
-            if zipfile.ZipFile(content).testzip() is None:  # torch.load ignores checksums
-                content.seek(0)
-                state = torch.load(content, map_location="cpu", weights_only=True)
+        state = {}  # as of a file that is empty, cut off, or something else
+        with contextlib.suppress(RuntimeError, EOFError, pickle.UnpicklingError):
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
         if not (theirs := state.get("identity")):
             problem = "is damaged"
         elif other := [name for name in self.identity if theirs.get(name) != self.identity[name]]:
@@ -407,12 +391,8 @@ def check_finite(**kept: Any) -> None:
 
 
 def write_whole(contents: Mapping[Path, bytes]) -> None:
-    """Write one file per path, and move them into place, in order, once all are on the disk.
-
-    Raises OSError that names the files whose old content is kept.
-    """
+    """Write one file per path, and move them into place, in order, once all are on the disk."""
     parts = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in contents}
-    left = list(map(str, parts))
     try:
         for path, part in parts.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -422,10 +402,6 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
                 os.fsync(file.fileno())
         for path, part in parts.items():
             part.replace(path)
-            left.remove(str(path))
-    except OSError as error:
-        said = f"could not be written ({error.strerror}); what was there is kept"
-        raise OSError(error.errno, f"{' and '.join(left)} {said}") from None
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)

@@ -8,13 +8,12 @@ of the machine hits them all. The milliseconds per step are printed and written 
 from there `experiments.report` makes the lab book's table.
 """
 
-import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import chain, repeat
 from multiprocessing import get_context
 
@@ -35,6 +34,7 @@ MUON, REFERENCE = RECIPES["muon"], RECIPES["reference"]
 SMALL = RECIPES["quick"].small_size
 STEPS = 20  # per measurement
 WARMUP = 5  # steps before each; they also use up what workers have prepared
+TURNS = 5  # measurements of each kind
 
 Loop = Callable[[int], None]  # trains for that many steps
 
@@ -126,54 +126,44 @@ KINDS: dict[str, Callable[[str], Loop]] = {
 }
 
 
-def prepare(kind: str, norm: str) -> None:
-    """Make this process the one that measures `kind`."""
-    global RUN
-    RUN = KINDS[kind](norm)
-    RUN(WARMUP)
+@cache  # in its process
+def get_loop(kind: str, norm: str) -> Loop:
+    return KINDS[kind](norm)
 
 
-def measure() -> float:
-    """Return the milliseconds per step of this process's kind, until the GPU, if any, is done."""
+def measure(kind: str, norm: str) -> float:
+    """Return the milliseconds per step of that kind, until the GPU, if any, is done."""
     synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    RUN(WARMUP)
+    run = get_loop(kind, norm)
+    run(WARMUP)
     synchronize()
     start = time.perf_counter()
-    RUN(STEPS)
+    run(STEPS)
     synchronize()
     return (time.perf_counter() - start) / STEPS * 1000
 
 
-def measure_norm(norm: str, repeats: int) -> dict[str, list[float]]:
+def measure_norm(norm: str) -> dict[str, list[float]]:
     """Return, by kind, the milliseconds per step in each of its turns."""
-    pools = {k: ProcessPoolExecutor(1, get_context("spawn"), prepare, (k, norm)) for k in KINDS}
-    for pool in pools.values():
-        pool.submit(int).result()  # wait until it is ready: none sets up while another measures
-    times = {kind: [] for kind in KINDS}
-    for kind, pool in list(pools.items()) * repeats:
-        times[kind].append(pool.submit(measure).result())
+    pools = {kind: ProcessPoolExecutor(1, get_context("spawn")) for kind in KINDS}
+    turns = [
+        {kind: pool.submit(measure, kind, norm).result() for kind, pool in pools.items()}
+        for _ in range(1 + TURNS)
+    ]
     for pool in pools.values():
         pool.shutdown()
-    return times
-
-
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description="Measure the speed of a training step.")
-    parser.add_argument("--repeats", type=int, default=5, help="measurements per kind (default 5)")
-    return parser.parse_args(arguments)
+    return {kind: [turn[kind] for turn in turns[1:]] for kind in KINDS}  # the first sets up
 
 
 def main() -> None:
-    repeats, precision = parse().repeats, records.choose_precision()
+    precision = records.choose_precision()
     environment = get_environment(utils.get_device(), precision)
     print(", ".join(f"{key} {value}" for key, value in environment.items()))
     steps = {}
     for norm in records.COMPARED:
-        times = measure_norm(norm, repeats)
         steps[norm] = {
             kind: {"median": statistics.median(ms), "low": min(ms), "high": max(ms)}
-            for kind, ms in times.items()
+            for kind, ms in measure_norm(norm).items()
         }
         for kind, ms in steps[norm].items():
             said = "{median:.1f} ms per step ({low:.1f} to {high:.1f})".format(**ms)

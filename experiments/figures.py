@@ -65,10 +65,10 @@ def draw_curves(compared: pd.DataFrame, recipes: Sequence[str] = ("reference", "
                     means = pd.DataFrame([h[f"{part}_{measure}"] for h in histories]).mean()
                     name = f"{LABELS[arm]}, {'test' if part == 'test' else 'training'}"
                     axis.plot(means.index + 1, means, line, color=color, label=name)
-            axis.set_xticks(range(0, len(means) + 1, 5))
+            axis.set_xticks(range(0, len(means) + 1, -(-len(means) // 4)))
             axis.grid(alpha=0.3)
     for axis, recipe in zip(axes[0], recipes, strict=True):
-        axis.set(title=frames.RECIPE_TITLES[recipe], ylim=(50, None))
+        axis.set(title=frames.RECIPE_TITLES.get(recipe, recipe), ylim=(50, None))
     for axis in axes[1]:
         axis.set(xlabel="epoch", ylim=(None, 1.4))
     lines = axes[0, 0].get_lines()
@@ -77,7 +77,7 @@ def draw_curves(compared: pd.DataFrame, recipes: Sequence[str] = ("reference", "
     return figure
 
 
-def draw_mistakes(compared: pd.DataFrame, data: Data, columns: int = 8) -> Figure:
+def draw_mistakes(compared: pd.DataFrame, data: Data, recipe="muon", columns=8) -> Figure:
     """Draw test images that one normalization alone gets right, and some that all get wrong.
 
     The images of a row are those with the most right runs of it, and the fewest of the others.
@@ -85,7 +85,7 @@ def draw_mistakes(compared: pd.DataFrame, data: Data, columns: int = 8) -> Figur
     images, labels = (tensor.cpu() for tensor in data.test.tensors)
     right, guesses = {}, []
     for arm in COMPARED:
-        results = select(compared, recipe="muon", arm=arm).result
+        results = select(compared, recipe=recipe, arm=arm).result
         digits = [list(map(int, result["test_predictions"])) for result in results]
         guesses += digits
         right[arm] = (torch.tensor(digits) == labels).sum(0)

@@ -8,23 +8,20 @@ command is given again. The variable PRECISION chooses the precision.
 """
 
 import argparse
-import functools
 import itertools
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-import torch
-
+from cifar10 import CIFAR, load_cifar10
 from experiments import results as records
-from experiments.results import COMPARED, ROOT, SEEDS
+from experiments.results import COMPARED, NOTEBOOKS, ROOT, SEEDS
 from models import NORMS
-from runs import LABELS, RECIPES, Recipe, Run, get_seed
+from runs import RECIPES, Recipe, Run, get_seed
 
 # A job's process runs a module, and ends when its standard input does, which is when its parent is
 # gone: papermill would go on for hours. (A kernel ends with papermill.)
@@ -36,14 +33,12 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 
 
-def make_job(run: Run, keep: Path | None = None) -> list[str]:
+def make_job(run: Run) -> list[str]:
     """Return the papermill command for the run; norms without a notebook use that of bn."""
-    name = LABELS[run.norm if run.norm in COMPARED else "bn"]
-    path = run.get_path(keep.absolute(), ".ipynb") if keep else Path(os.devnull)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    notebook = NOTEBOOKS.get(run.norm, NOTEBOOKS["bn"]).name
     options = f"--no-progress-bar --log-level ERROR -p norm {run.norm} -p recipe {run.recipe.name}"
     options += f" -p seed {run.seed} -p precision {run.precision} -p results results"
-    return ["papermill", f"ERA_Session8_{name}Normalization.ipynb", str(path), *options.split()]
+    return ["papermill", notebook, os.devnull, *options.split()]
 
 
 def run_job(name: str, job: Sequence[str], environment: Mapping[str, str]) -> str:
@@ -62,20 +57,13 @@ def run_job(name: str, job: Sequence[str], environment: Mapping[str, str]) -> st
 
 
 def run_all(jobs: Mapping[str, Sequence[str]], processes: int, threads: int) -> None:
-    """Run the jobs (a module and its arguments), `processes` at a time, each on one GPU."""
-    all_gpus = ",".join(map(str, range(torch.cuda.device_count())))
-    gpus = itertools.cycle(os.environ.get("CUDA_VISIBLE_DEVICES", all_gpus).split(","))
-    mine = threading.local()
-    pool = ThreadPoolExecutor(processes, initializer=lambda: setattr(mine, "gpu", next(gpus)))
+    """Run the jobs (a module and its arguments), `processes` at a time."""
     shared = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     shared["CIFAR10_ROOT"] = str(records.find_root())  # absolute, since jobs run in ROOT
-
-    def work(name: str) -> str:
-        return run_job(name, jobs[name], shared | {"CUDA_VISIBLE_DEVICES": mine.gpu})
-
-    failures, start = 0, time.monotonic()
+    pool, failures, start = ThreadPoolExecutor(processes), 0, time.monotonic()
+    futures = [pool.submit(run_job, name, job, shared) for name, job in jobs.items()]
     try:
-        for done, future in enumerate(as_completed([pool.submit(work, name) for name in jobs]), 1):
+        for done, future in enumerate(as_completed(futures), 1):
             failures += future.exception() is not None
             left = (time.monotonic() - start) / done * (len(jobs) - done) / 60
             said = future.exception() or future.result()
@@ -90,7 +78,8 @@ def run_left(runs: Sequence[Run], folder: Path, make_job, options) -> None:
     """Say how many runs have their result in `folder`, and start the jobs of the others."""
     left = [run for run in runs if not records.is_done(run, folder)]
     print(f"{len(runs) - len(left)} of {len(runs)} runs are done already.", flush=True)
-    records.fetch_data(left)
+    if any(run.recipe.data == CIFAR for run in left):
+        load_cifar10(records.find_root())  # downloaded once, before the jobs need it
     run_all({run.name: make_job(run) for run in left}, options.processes, options.threads)
 
 
@@ -116,14 +105,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--norms", nargs="+", choices=NORMS, default=list(COMPARED))
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["muon"])
     add_options(parser, SEEDS)
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep executed notebooks there")
     return parser.parse_args(arguments)
 
 
 def main() -> None:
     options = parse()
     runs = get_runs([RECIPES[name] for name in options.recipes], options)
-    run_left(runs, ROOT / "results", functools.partial(make_job, keep=options.keep), options)
+    run_left(runs, ROOT / "results", make_job, options)
 
 
 if __name__ == "__main__":

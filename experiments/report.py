@@ -10,13 +10,11 @@ A number in a sentence or a notebook is followed by its name: 85.86<!--= muon bn
 """
 
 import argparse
-import contextlib
 import difflib
-import io
-import math
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +24,9 @@ from cifar10 import load_cifar10
 from experiments import frames
 from experiments.figures import draw_figures
 from experiments.frames import MEASURES, select
-from experiments.results import ROOT, find_root, load_frame, load_speed
+from experiments.results import NOTEBOOKS, ROOT, find_root, load_frame, load_speed
 from experiments.stats import contrast
 from experiments.tables import format_digits, make_tables
-from runs import write_whole
 
 MARKED = re.compile(r"([-+]?[\d.,]*)<!--= (.+?) -->")  # a number and its name
 
@@ -50,38 +47,17 @@ def select_runs(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     return select(chosen, value=float(value), arm=arm)
 
 
-def find_number(frame: pd.DataFrame, name: str) -> tuple[float, Callable[[float], str]]:
-    """Return the number of that name (NaN if no run has it) and how to write it."""
-    one, minus, other = name.partition(" minus ")
-    if minus:
-        end, _, rest = one.partition(" ")
-        which, one = ("mean", one) if end not in ("low", "high") else (end, rest)
-        other = other if " " in other else f"{one.rpartition(' ')[0]} {other}"
-        samples = [select_runs(frame, name).test.dropna() for name in (one, other)]
-        mean = samples[0].mean() - samples[1].mean()
-        low, high = contrast(samples, (1, -1))[1:3]
-        number = {"mean": mean, "low": low, "high": high}[which]
-        return round(number, 1) + 0.0, "{:.1f}".format  # + 0.0: never "-0.0"
-    match name.split():
-        case ["gap", *rest]:
-            return select_runs(frame, " ".join(rest)).clean_gap.mean(), "{:.1f}".format
-        case ["epochs", "to", goal, *rest]:
-            ended = select_runs(frame, " ".join(rest)).dropna(subset="test").history
-            epochs = [frames.find_crossing(h["test_acc"], float(goal)) for h in ended]
-            return pd.Series(epochs, dtype=float).mean(), "{:.1f}".format
-        case ["scales", arm]:
-            before = select(frames.get_scales(frame), arm=arm, moment="before")
-            logs = np.log(before["median"]).groupby(before.layer).mean()
-            return np.exp(logs["C1"] - logs["C10"]), format_digits
-        case ["shift", arm]:
-            changes = select(frames.get_shift_medians(frame), arm=arm)
-            change = select(changes, measure=MEASURES["change C10"])
-            return change.value.mean(), "{:.2f}".format
-    return select_runs(frame, name).test.mean(), "{:.2f}".format
+def get_difference(frame: pd.DataFrame, end: str, one: str, other: str) -> float:
+    """Return the difference of two means, or the `low` or `high` end of its 95 % interval."""
+    if " " not in other:  # an arm alone: of the same recipe
+        other = f"{one.rpartition(' ')[0]} {other}"
+    samples = [select_runs(frame, name).test.dropna() for name in (one, other)]
+    mean, low, high, _ = contrast(samples, (1, -1))
+    return round({"low": low, "high": high}.get(end, mean), 1) + 0.0  # + 0.0: never "-0.0"
 
 
 def get_number(frame: pd.DataFrame, name: str) -> str:
-    """Return the number of that name as a sentence writes it; KeyError if there is none.
+    """Return the number of that name as a sentence writes it; KeyError if no run has it.
 
     muon bn              mean final test accuracy (%); also `batches 2 bn`, `rates best bn`
     muon bn minus gn     difference of two of these (points); also `minus reference bn`
@@ -91,11 +67,28 @@ def get_number(frame: pd.DataFrame, name: str) -> str:
     scales bn            how many times smaller a channel's deviation is in C10 than in C1
     shift bn             change of C10's gradient, as a share of its norm
     """
-    with contextlib.suppress(KeyError, ValueError):
-        number, write = find_number(frame, name)
-        if not math.isnan(number):
-            return write(number)
-    raise KeyError(f"no number is named {name!r}")
+    difference = re.fullmatch(r"(?:(low|high) )?(.+) minus (.+)", name)
+    match name.split():
+        case _ if difference:
+            number = f"{get_difference(frame, *difference.groups()):.1f}"
+        case ["gap", *rest]:
+            number = f"{select_runs(frame, ' '.join(rest)).clean_gap.mean():.1f}"
+        case ["epochs", "to", goal, *rest]:
+            ended = select_runs(frame, " ".join(rest)).dropna(subset="test").history
+            epochs = [frames.find_crossing(h["test_acc"], float(goal)) for h in ended]
+            number = f"{pd.Series(epochs, dtype=float).mean():.1f}"
+        case ["scales", arm]:
+            before = select(frames.get_scales(frame), arm=arm, moment="before")
+            logs = np.log(before["median"]).groupby(before.layer).mean()
+            number = format_digits(np.exp(logs["C1"] - logs["C10"]))
+        case ["shift", arm]:
+            changes = select(frames.get_shift_medians(frame), arm=arm)
+            number = f"{select(changes, measure=MEASURES['change C10']).value.mean():.2f}"
+        case _:
+            number = f"{select_runs(frame, name).test.mean():.2f}"
+    if number == "nan":
+        raise KeyError(f"no number is named {name!r}")
+    return number
 
 
 def renew(text: str, tables: Mapping[str, str], get: Callable[[str], str]) -> str:
@@ -106,38 +99,29 @@ def renew(text: str, tables: Mapping[str, str], get: Callable[[str], str]) -> st
     return MARKED.sub(lambda match: f"{get(match[2])}<!--= {match[2]} -->", text)
 
 
-def renew_pages(root: Path, frame: pd.DataFrame, tables: Mapping[str, str]) -> dict[Path, str]:
-    """Return the new text of both pages and the notebooks in `root`; print what changes."""
-    texts = {}
-    pages = (root / "README.md", root / "experiments" / "README.md")
-    for path in (*pages, *sorted(root.glob("ERA_*.ipynb"))):
-        old = path.read_text(encoding="utf-8")
-        texts[path] = renew(old, tables, lambda name: get_number(frame, name))
-        lines = (text.splitlines(keepends=True) for text in (old, texts[path]))
-        name = path.relative_to(root).as_posix()
-        sys.stdout.writelines(difflib.unified_diff(*lines, name, f"{name}, renewed"))
-    return texts
-
-
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
     parser = argparse.ArgumentParser(description="Renew both pages from results/.")
     parser.add_argument("--check", action="store_true", help="show what would change, no more")
-    check = parser.parse_args(arguments).check
+    check, stale = parser.parse_args(arguments).check, False
     frame, data = load_frame(), None
     if check and not (find_root() / "cifar-10-batches-py").is_dir():
         print(f"The table `images` was not checked: there is no CIFAR-10 in {find_root()}.")
     else:
         data = load_cifar10(find_root())
     labels = data and data.test.tensors[1].numpy()
-    texts = renew_pages(root, frame, make_tables(frame, labels, load_speed()))
+    tables = make_tables(frame, labels, load_speed())
+    for page in ("README.md", "experiments/README.md", *(path.name for path in NOTEBOOKS.values())):
+        old = (root / page).read_text(encoding="utf-8")
+        new = renew(old, tables, partial(get_number, frame))
+        lines = (text.splitlines(keepends=True) for text in (old, new))
+        sys.stdout.writelines(difflib.unified_diff(*lines, page, f"{page}, renewed"))
+        stale |= new != old
+        if not check:
+            (root / page).write_text(new, encoding="utf-8", newline="\n")
     if check:
-        sys.exit(any(path.read_text(encoding="utf-8") != text for path, text in texts.items()))
-    contents = {path: text.encode() for path, text in texts.items()}
+        sys.exit(stale)
     for name, figure in draw_figures(frame, data).items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110)
-        contents[root / "images" / f"{name}.png"] = buffer.getvalue()
-    write_whole(contents)
+        figure.savefig(root / "images" / f"{name}.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -4,20 +4,20 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
 
 import utils
-from cifar10 import CIFAR, Data, get_root, load_cifar10
-from runs import Recipe, Run, is_same_recipe
+from cifar10 import Data, get_root
+from runs import LABELS, Recipe, Run, is_same_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEED = ROOT / "results" / "speed"  # what experiments.benchmark measures
 COMPARED = ("bn", "gn", "ln")  # norms, each with a notebook
+NOTEBOOKS = {n: ROOT / f"ERA_Session8_{LABELS[n]}Normalization.ipynb" for n in COMPARED}
 SEEDS = (1, 2, 3, 4, 5)  # of the pages; runs of other seeds are ignored
 COMPARED_RECIPES = ("reference", "onecycle", "muon")  # of 20 epochs, in float32
 PARTS = ("train", "test", "validation")
@@ -37,12 +37,6 @@ def find_root() -> Path:
 def choose_precision() -> str:
     """Return the precision that the variable PRECISION asks for."""
     return utils.get_precision(os.environ.get("PRECISION"), utils.get_device())
-
-
-def fetch_data(runs: Iterable[Run]) -> None:
-    """Download or check CIFAR-10 once, before many runs, if any of them needs it."""
-    if any(run.recipe.data == CIFAR for run in runs):
-        load_cifar10(find_root())
 
 
 def load_result(path: Path) -> dict:
@@ -77,7 +71,7 @@ def load_frame(folder: Path = ROOT / "results"):
     images, not augmented) are final accuracies in percent, NaN if absent; `clean_gap` is clean -
     test.
     """
-    import pandas as pd  # compare.py and benchmark.py run without experiments/requirements.txt
+    import pandas as pd  # benchmark.py runs without experiments/requirements.txt
 
     paths = sorted(p for p in folder.rglob("*.json") if p.parent.name not in NO_RUNS)
     rows = (make_row(load_result(path), path.relative_to(folder).parts[0]) for path in paths)
@@ -90,23 +84,12 @@ def load_speed() -> dict | None:
     return json.loads(paths[0].read_text(encoding="utf-8")) if paths else None
 
 
-def load_model(path: Path, test: TensorDataset | None = None) -> nn.Module:
-    """Return the network of the result at `path`, on the device, with the weights beside it.
-
-    With `test`, raises ValueError unless its first predictions are the result's.
-    """
+def load_model(path: Path) -> nn.Module:
+    """Return the network of the result at `path`, on the device, with the weights beside it."""
     result, weights = load_result(path), path.with_suffix(".pt")
     model = utils.make_model(result["norm"], Recipe(**result["recipe"]))
     model.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
-    model = model.to(utils.get_device(), memory_format=torch.channels_last)
-    if test is not None:
-        first = TensorDataset(*(tensor[:500] for tensor in test.tensors))
-        loader = utils.Loader(first, utils.get_test_transforms(), 500)
-        digits = utils.predict(model, loader, result["environment"]["precision"])[0].argmax(dim=1)
-        said = torch.tensor(list(map(int, result["test_predictions"][:500]))).to(digits.device)
-        if (digits != said).sum() > 10:  # two runs differ in 48 or more, two machines in a few
-            raise ValueError(f"{weights} has the weights of another run than {path}: run it again")
-    return model
+    return model.to(utils.get_device(), memory_format=torch.channels_last)
 
 
 def is_done(run: Run, folder: Path, protocol: Mapping | None = None) -> bool:
@@ -119,8 +102,7 @@ def is_done(run: Run, folder: Path, protocol: Mapping | None = None) -> bool:
         return False
     result = load_result(path)
     if not is_same_recipe(result["recipe"], run.recipe):
-        raise ValueError(f"{path} is of other hyperparameters than the recipe has: move it away")
+        raise ValueError(f"{path} is of another recipe of that name: move it away")
     if protocol is not None and result.get("protocol", protocol) != protocol:
-        known = f"{result['protocol']}, and asked for is {protocol}"
-        raise ValueError(f"{path} is of another protocol: move it away (its is {known})")
+        raise ValueError(f"{path} is of another protocol than {protocol}: move it away")
     return True

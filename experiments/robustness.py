@@ -95,6 +95,6 @@ def measure(run: Run, training: Training) -> dict:
     """Return the rows of that norm's and seed's committed network on `training`'s test images."""
     dataset = training.test_loader.dataset
     path = replace(run, recipe=RECIPES["muon"]).get_path(WEIGHTS, ".json")
-    rows = get_rows(records.load_model(path, dataset), dataset, run.precision)
+    rows = get_rows(records.load_model(path), dataset, run.precision)
     history = {key: [rows[0][key]] for key in ("test_loss", "test_acc")}
     return {"history": history, "rows": rows}

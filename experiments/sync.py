@@ -12,24 +12,21 @@ import sys
 
 import nbformat
 
-from experiments.results import COMPARED, ROOT
-from runs import LABELS
-
-NOTEBOOKS = {n: ROOT / f"ERA_Session8_{LABELS[n]}Normalization.ipynb" for n in COMPARED}
+from experiments.results import NOTEBOOKS
 
 
 def copy_cells(source: list, target: list, norm: str) -> list:
     """Return the cells of `source` for that norm, with what is the target's own."""
     own, cells = {cell.id: cell for cell in target}, copy.deepcopy(source)
     for cell in cells:
-        old = own.get(cell.id)
-        if cell.cell_type == "code":
+        old = own.get(cell.id, {})
+        if "lesson" in cell.metadata.get("tags", []):
+            cell.source = old.get("source", cell.source)
+        elif cell.cell_type == "code":
             cell.source = cell.source.replace('norm = "bn"', f'norm = "{norm}"')
-            cell.outputs, cell.execution_count = [], None
-            if old and old.source == cell.source:
-                cell.outputs, cell.execution_count = old.outputs, old.execution_count
-        elif old and "lesson" in cell.metadata.get("tags", []):
-            cell.source = old.source
+            kept = old if old.get("source") == cell.source else {}
+            cell.outputs = kept.get("outputs", [])
+            cell.execution_count = kept.get("execution_count")
     return cells
 
 

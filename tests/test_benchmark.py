@@ -30,13 +30,12 @@ def test_a_step_s_time_is_that_of_the_steps_after_the_warm_up(monkeypatch):
         now[0] += 2 * steps + (100 if now[0] == 0 else 0)
 
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(benchmark, "RUN", run, raising=False)
-    assert benchmark.measure() == 2000
+    monkeypatch.setitem(benchmark.KINDS, "slow at first", lambda norm: run)
+    assert benchmark.measure("slow at first", "bn") == 2000
 
 
 def test_the_speed_is_written_where_the_report_finds_it(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PRECISION", "float32")
-    monkeypatch.setattr("sys.argv", ["benchmark"])
     monkeypatch.setattr(records, "SPEED", tmp_path / "speed")
     times = {kind: [10.0 + i, 10.0 + i, 99.0] for i, kind in enumerate(benchmark.KINDS)}
     monkeypatch.setattr(benchmark, "measure_norm", lambda *_: times)

@@ -12,7 +12,6 @@ from unittest import mock
 import nbformat
 import psutil
 import pytest
-import torch
 
 from common import NOTEBOOKS, ROOT, make_run, write_result
 from experiments import replicate
@@ -32,29 +31,37 @@ def test_a_run_is_its_notebook_with_its_parameters(tmp_path, monkeypatch, capsys
         c for c in notebook.cells if "import" in c.source or not re.search(skipped, c.source)
     ]
     nbformat.write(notebook, copy / NOTEBOOKS["bn"].name)
+    kept, make = tmp_path / "kept.ipynb", replicate.make_job
+    replace = {os.devnull: str(kept)}
+    monkeypatch.setattr(replicate, "make_job", lambda run: [replace.get(x, x) for x in make(run)])
     monkeypatch.setattr(replicate, "ROOT", copy)
-    options = ["--recipes", "smoke", "--norms", "none", "--seeds", "3", "--keep"]
-    monkeypatch.setattr("sys.argv", ["replicate", *options, str(tmp_path / "kept")])
+    options = ["--recipes", "smoke", "--norms", "none", "--seeds", "3"]
+    monkeypatch.setattr("sys.argv", ["replicate", *options])
+    monkeypatch.setenv("PRECISION", "float32")
     monkeypatch.delenv("PYTEST_CURRENT_TEST")  # ipykernel keeps the terminal from such a kernel
     replicate.main()
     said = capsys.readouterr().out
     assert said.startswith("0 of 1 runs are done already.\n")
     assert re.search(r"^smoke-none-seed3 is done, after .* \[1 of 1, about 0 min", said, re.M)
-    (path,) = (tmp_path / "kept").rglob("smoke-none-seed3.ipynb")
-    cells = nbformat.read(path, 4).cells
+    cells = nbformat.read(kept, 4).cells
     assert any('results = "results"' in cell.source for cell in cells)
     text = "".join(o.get("text", "") for cell in cells for o in cell.get("outputs", []))
     for epoch in (1, 2):  # in the terminal as it comes, and in the notebook
         assert re.search(rf"^smoke-none-seed3: +{epoch}\b", said, re.M)
         assert re.search(rf"^ +{epoch} ", text, re.M)
     assert "No normalization, 2 epochs of smoke, seed 3" in text
-    assert f"convolutions in {path.parent.name}\n" in text
+    assert "convolutions in float32\n" in text
     assert "Total params: 48,448" in text
     assert "ScaleAndShift-3" in text
 
 
-def test_a_run_that_has_its_result_is_not_started(tmp_path, monkeypatch, capsys):
+def test_a_run_that_has_its_result_is_not_started_and_data_are_fetched_once(
+    tmp_path, monkeypatch, capsys
+):
     write_result(tmp_path / "results", make_run("smoke", "gn", 2))
+    fetched = []
+    monkeypatch.setattr(replicate, "load_cifar10", fetched.append)
+    monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path))
     started = mock.Mock(return_value="It is done.")
     monkeypatch.setattr(replicate, "run_job", started)
     monkeypatch.setattr(replicate, "ROOT", tmp_path)
@@ -64,6 +71,10 @@ def test_a_run_that_has_its_result_is_not_started(tmp_path, monkeypatch, capsys)
     replicate.main()
     assert [call.args[0] for call in started.call_args_list] == ["smoke-gn-seed3"]
     assert capsys.readouterr().out.startswith("1 of 2 runs are done already.\n")
+    assert fetched == [], "smoke needs none"
+    monkeypatch.setattr("sys.argv", ["replicate", "--recipes", "quick", "--seeds", "2", "3"])
+    replicate.main()
+    assert fetched == [tmp_path]
 
 
 needs_fork = pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
@@ -132,25 +143,18 @@ def is_gone(pid):
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
-@pytest.fixture
-def run_code(tmp_path, monkeypatch):
-    """A function that runs pieces of code as jobs, by their names."""
+def test_a_job_that_fails_stops_no_other_and_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("CIFAR10_ROOT", "data")
-
-    def run(**jobs):
-        for name, code in jobs.items():
-            (tmp_path / f"job_{name}.py").write_text(code, encoding="utf-8")
-        replicate.run_all({name: [f"job_{name}"] for name in jobs}, processes=2, threads=7)
-
-    return run
-
-
-def test_a_job_that_fails_stops_no_other_and_is_named(run_code, tmp_path, capsys):
-    killed = "import os; os.kill(os.getpid(), 9)"
-    right = "import os; print(*map(os.environ.get, ['OMP_NUM_THREADS', 'CIFAR10_ROOT']))"
+    jobs = {
+        "wrong": "print('begun'); 1 / 0",
+        "killed": "import os; os.kill(os.getpid(), 9)",
+        "right": "import os; print(*map(os.environ.get, ['OMP_NUM_THREADS', 'CIFAR10_ROOT']))",
+    }
+    for name, code in jobs.items():
+        (tmp_path / f"job_{name}.py").write_text(code, encoding="utf-8")
     with pytest.raises(SystemExit, match="2 of 3 runs failed; to go on, give the same command"):
-        run_code(wrong="print('begun'); 1 / 0", killed=killed, right=right)
+        replicate.run_all({name: [f"job_{name}"] for name in jobs}, processes=2, threads=7)
     said = capsys.readouterr().out
     assert "wrong: begun\n" in said
     assert "wrong failed (status 1): ZeroDivisionError: division by zero [" in said
@@ -158,14 +162,3 @@ def test_a_job_that_fails_stops_no_other_and_is_named(run_code, tmp_path, capsys
     assert "killed failed (status -9)" in said
     assert f"right: 7 {tmp_path / 'data'}\n" in said  # absolute: it runs elsewhere
     assert "right is done" in said
-
-
-def test_jobs_take_the_gpus_in_turn(run_code, monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    code = "import os; print('gpu', os.environ['CUDA_VISIBLE_DEVICES'])"
-    for visible, expected in (("MIG-a,7", ["7", "MIG-a"]), ("", ["0", "1"])):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        if not visible:
-            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-        run_code(a=code, b=code)
-        assert sorted(re.findall(r"gpu (\S+)", capsys.readouterr().out)) == expected

@@ -31,6 +31,7 @@ def copy(tmp_path):
         target = tmp_path / path.relative_to(ROOT)
         target.parent.mkdir(exist_ok=True)
         shutil.copy(path, target)
+    (tmp_path / "images").mkdir()
     return tmp_path
 
 
@@ -103,8 +104,8 @@ def frame():
         before=lambda recipe, arm, test: {"C1": [1000 * (test or 0)], "C10": [1.0]},
         rows=lambda recipe, arm, test: steps,
     )
-    tests = {("muon", "bn"): [85, 86, None], ("muon", "gn"): [85.26]}
-    tests |= {("quick", "bn"): [80], ("quick", "gn"): [80.04]}
+    tests = {("muon", "bn"): [85, 86, None], ("muon", "gn"): [85.16, 85.36]}
+    tests |= {("quick", "bn"): [80, 80], ("quick", "gn"): [80.04, 80.04]}
     norms = make_frame(
         tests, "float32", clean_train_acc=lambda recipe, arm, test: (test or math.nan) + 3
     )
@@ -120,14 +121,13 @@ NUMBERS = """
 """
 
 
-def test_a_number_is_found_by_its_name(frame):
-    for line in NUMBERS.split(";"):
-        name, number = line.strip().split(" = ")
-        assert report.get_number(frame, name) == number, name
+@pytest.mark.parametrize("line", [line.strip() for line in NUMBERS.split(";")])
+def test_a_number_is_found_by_its_name(frame, line):
+    name, number = line.split(" = ")
+    assert report.get_number(frame, name) == number
 
 
-def test_an_unknown_number_is_named(frame):
-    unknown = "muon;muon zz;rates 3 bn;rates x bn;gap x bn;scales x;shift x;a minus b;bn minus gn"
-    for name in unknown.split(";"):
-        with pytest.raises(KeyError, match=f"'{name}'"):
-            report.get_number(report.load_frame(), name)
+@pytest.mark.parametrize("name", ["muon", "muon zz", "rates 3 bn", "a minus b", "muon bn minus zz"])
+def test_an_unknown_number_is_named(frame, name):
+    with pytest.raises(KeyError, match=f"'{name}'"):
+        report.get_number(frame, name)

@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 
 import utils
 from cifar10 import load_cifar10
-from common import ROOT, draw_images, make_run, need_packages, write_result
+from common import ROOT, make_run, need_packages, write_result
 from experiments import results as records
 from models import Session8Net
 from runs import get_recipe, is_same_recipe
@@ -51,36 +51,21 @@ def test_a_run_whose_result_is_there_is_done(tmp_path):
     write_result(tmp_path, run)
     assert records.is_done(run, tmp_path)
     assert not records.is_done(make_run(precision="bfloat16"), tmp_path)
-    with pytest.raises(ValueError, match="onecycle-bn-seed1.json is of other hyperparameters"):
+    with pytest.raises(ValueError, match="onecycle-bn-seed1.json is of another recipe"):
         records.is_done(make_run(lr=0.3), tmp_path)
 
 
 def test_weights_are_loaded_into_the_network_of_the_result(tmp_path):
-    test = TensorDataset(draw_images(64), torch.zeros(64, dtype=torch.int64))
-    run = make_run("muon", "gn", groups=8)
-    torch.manual_seed(3)
-    model, other = Session8Net("gn", groups=8).eval(), Session8Net("gn", groups=8).eval()
-    digits = model(utils.get_test_transforms()(draw_images(64))).argmax(dim=1).tolist()
-    path = write_result(tmp_path, run, test_predictions="".join(map(str, digits)))
+    path, model = write_result(tmp_path, make_run("muon", "gn", groups=8)), Session8Net("gn", 8)
     torch.save(model.state_dict(), path.with_suffix(".pt"))
-    loaded = records.load_model(path, test)
+    loaded = records.load_model(path)
     assert str(loaded) == str(model)
     assert torch.equal(loaded.layers.C1.conv.weight.cpu(), model.layers.C1.conv.weight)
-    torch.save(other.state_dict(), path.with_suffix(".pt"))
-    with pytest.raises(ValueError, match=f"{run.name}.pt has the weights .* than .*{path.name}"):
-        records.load_model(path, test)
 
 
-def test_data_lie_in_the_repository_by_default_and_are_fetched_once(tmp_path, monkeypatch):
+def test_data_lie_in_the_repository_by_default(monkeypatch):
     monkeypatch.setenv("CIFAR10_ROOT", " \n")
     assert records.find_root() == ROOT / "data"
-    fetched = []
-    monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path))
-    monkeypatch.setattr(records, "load_cifar10", fetched.append)
-    records.fetch_data([make_run("smoke"), make_run("smoke", seed=2)])
-    assert fetched == []
-    records.fetch_data([make_run("smoke"), make_run(), make_run(seed=2)])
-    assert fetched == [tmp_path]
 
 
 # --- The committed results
@@ -120,5 +105,8 @@ def test_committed_predictions_and_weights_are_those_of_their_results(cifar10_ro
     for result in (read_results("float32") | read_results("bfloat16")).values():
         hits = sum(map(str.__eq__, result["test_predictions"], labels))
         assert hits / 100 == pytest.approx(result["history"]["test_acc"][-1])
-    for path in read_results("float32", "muon"):
-        records.load_model(path, test)  # ValueError for those of another run
+    first = utils.Loader(TensorDataset(*test[:500]), utils.get_test_transforms(), 500)
+    for path, result in read_results("float32", "muon").items():
+        digits = utils.predict(records.load_model(path), first)[0].argmax(dim=1).tolist()
+        differ = sum(map(int.__ne__, digits, map(int, result["test_predictions"])))
+        assert differ <= 10, "two runs differ in 48 or more, two machines in a few"
