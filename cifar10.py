@@ -26,6 +26,7 @@ MIRRORS = (
 )
 STALL = 20  # seconds without a byte before giving up on a mirror
 SHEET = Path(__file__).with_name("sample.png")
+SHEET_MD5 = "78e5df54ae10890296ece8a84c8e2b41"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer")
 CLASSES += ("dog", "frog", "horse", "ship", "truck")
 
@@ -111,7 +112,11 @@ def load_sample() -> Data:
     They lie in one picture, `sample.png`: 40 rows of 50 training images, four rows per class, then
     10 rows of test images. Here the classes alternate. Your own data work the same way, as
     `Data(names, TensorDataset(images, labels), TensorDataset(test_images, test_labels))`.
+    Raises ValueError for a missing or damaged picture.
     """
+    if not check_integrity(SHEET, SHEET_MD5):
+        advice = f"restore it from the repository (git checkout {SHEET.name}), or upload it there"
+        raise ValueError(f"{SHEET} is missing or damaged: {advice}")
     tiles = pil_to_tensor(Image.open(SHEET)).unfold(1, 32, 32).unfold(2, 32, 32)
     parts = []
     for rows in tiles.permute(1, 2, 0, 3, 4).split((40, 10)):  # (rows, 50 images, 3, 32, 32)

@@ -6,7 +6,6 @@ import inspect
 import io
 import json
 import os
-import pickle
 import platform
 import re
 import subprocess
@@ -366,9 +365,9 @@ class Checkpoint:
         return state["history"]
 
     def _read(self) -> dict[str, Any]:
-        state = {}  # as of a file that is empty, cut off, or something else
-        with contextlib.suppress(RuntimeError, EOFError, pickle.UnpicklingError):
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        content, state = io.BytesIO(self.path.read_bytes()), {}
+        with contextlib.suppress(Exception):  # a damaged file can raise anything
+            state = torch.load(content, map_location="cpu", weights_only=True)
         if not (theirs := state.get("identity")):
             problem = "is damaged"
         elif other := [name for name in self.identity if theirs.get(name) != self.identity[name]]:

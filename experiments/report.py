@@ -11,6 +11,7 @@ A number in a sentence or a notebook is followed by its name: 85.86<!--= muon bn
 
 import argparse
 import difflib
+import io
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from experiments.frames import MEASURES, select
 from experiments.results import NOTEBOOKS, ROOT, find_root, load_frame, load_speed
 from experiments.stats import contrast
 from experiments.tables import format_digits, make_tables
+from runs import write_whole
 
 MARKED = re.compile(r"([-+]?[\d.,]*)<!--= (.+?) -->")  # a number and its name
 
@@ -40,8 +42,8 @@ def select_runs(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     arm, (claim, _, value) = arm.replace("recomputed", "bn recomputed"), place.partition(" ")
     if not value:
         return select(frames.get_compared(frame), recipe=claim, arm=arm)
-    batches = claim == "batches"
-    chosen = frames.get_batches(frame) if batches else frames.get_claim(frame, claim)
+    get = frames.get_batches if claim in ("batches", "ghosts") else frames.get_claim
+    chosen = get(frame, claim)
     if value == "best":
         value = frames.get_means(chosen).loc[arm].idxmax()
     return select(chosen, value=float(value), arm=arm)
@@ -102,7 +104,7 @@ def renew(text: str, tables: Mapping[str, str], get: Callable[[str], str]) -> st
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
     parser = argparse.ArgumentParser(description="Renew both pages from results/.")
     parser.add_argument("--check", action="store_true", help="show what would change, no more")
-    check, stale = parser.parse_args(arguments).check, False
+    check, stale, contents = parser.parse_args(arguments).check, False, {}
     frame, data = load_frame(), None
     if check and not (find_root() / "cifar-10-batches-py").is_dir():
         print(f"The table `images` was not checked: there is no CIFAR-10 in {find_root()}.")
@@ -115,13 +117,14 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
         new = renew(old, tables, partial(get_number, frame))
         lines = (text.splitlines(keepends=True) for text in (old, new))
         sys.stdout.writelines(difflib.unified_diff(*lines, page, f"{page}, renewed"))
-        stale |= new != old
-        if not check:
-            (root / page).write_text(new, encoding="utf-8", newline="\n")
+        contents[root / page], stale = new.encode(), stale or new != old
     if check:
         sys.exit(stale)
     for name, figure in draw_figures(frame, data).items():
-        figure.savefig(root / "images" / f"{name}.png", dpi=110)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=110)
+        contents[root / "images" / f"{name}.png"] = buffer.getvalue()
+    write_whole(contents)
 
 
 if __name__ == "__main__":

@@ -142,6 +142,16 @@ def test_sample_is_the_first_images_of_each_class(cifar10_root):
             assert torch.equal(ours, theirs[: len(ours)])
 
 
+@pytest.mark.parametrize("content", [None, bytes(1000)], ids=["missing", "other"])
+def test_bad_sample_is_named_with_its_remedy(content, tmp_path, monkeypatch):
+    path = tmp_path / "sample.png"
+    if content:
+        path.write_bytes(cifar10.SHEET.read_bytes()[:-1000] + content)
+    monkeypatch.setattr(cifar10, "SHEET", path)
+    with pytest.raises(ValueError, match=f"{path} is missing or damaged: restore it .*sample.png"):
+        utils.get_data(get_recipe("smoke"), "nowhere", CPU)
+
+
 @pytest.mark.parametrize("norm", ["none", "bn"])
 def test_smoke_run_learns_the_sample_and_writes_nothing(norm):
     run = make_run("smoke", norm, epochs=3)
