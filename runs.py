@@ -28,7 +28,7 @@ from cifar10 import CIFAR, SAMPLE, Data
 # --- The recipe ----------------------------------------------------------------------------------
 
 
-def _number(default: float, low: float = 0, high: float = 1e6) -> Any:
+def _number(default: float, low: float = 0, high: float = sys.float_info.max) -> Any:
     return field(default=default, metadata={"low": low, "high": high})
 
 

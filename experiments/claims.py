@@ -1,10 +1,10 @@
-"""Measure what a normalization is said to do, each claim by itself, and search for recipes.
+"""Measure what a normalization is said to do, and search for recipes on held-out images.
 
     python -m experiments.claims rates --arms bn gn --values 0.1 --seeds 1 2 3
 
 An arm is a norm, or "he": no normalization, but He initialization. A run that has its JSON is
-skipped, and one that was cut off goes on (one of `shift` starts over). All are in float32, except
-for `tuning`, where the variable PRECISION chooses. The lab book says what each claim is.
+skipped, and one that was cut off goes on (one of `shift` starts over). All are in float32. The
+lab book describes each claim.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -31,7 +30,7 @@ from experiments.results import COMPARED, ROOT, SEEDS
 from experiments.variants import ADDED, make_network
 from runs import RECIPES, Recipe, Run, Training, check_finite, describe_run, make_json, write_whole
 
-FOLDER, TUNING = (ROOT / "results" / name for name in ("claims", "tuning"))
+FOLDER = ROOT / "results" / "claims"
 CHECKPOINTS = ROOT / "checkpoints" / "claims"
 SGD, MUON = RECIPES["onecycle"], RECIPES["muon"]
 ARMS = ("none", "he", "bn", "gn", "ln")
@@ -40,7 +39,7 @@ Tensors = dict[str, torch.Tensor]  # the parameters of a network, or their gradi
 
 # --- What each claim measures --------------------------------------------------------------------
 
-HELD_OUT = 5_000  # training images that `search` and `tuning` judge by
+HELD_OUT = 5_000  # training images that `search` judges by
 RECOMPUTED_ON = 10_000  # training images, for recomputed batch statistics
 SCALE_IMAGES = 512  # test images, over which a channel's deviation is taken
 SHIFT_EVERY = 20  # steps from one measurement of `shift` to the next
@@ -189,65 +188,11 @@ class Claim:
     arms: Sequence[str]
     recipes: Mapping[str, Recipe]  # by the value that is varied
     protocol: Mapping[str, object] = field(default_factory=dict)  # what else is fixed
-    folder: Path = FOLDER
     seeds: Sequence[int] = (1, 2, 3)
     settings: Mapping[str, dict] = field(default_factory=dict)  # of its network, by recipe's name
 
 
-# Searches for a recipe: what each started from, and what each trial changed of it.
-# Of some the code is gone: `small-cut` and `small-smoothing` are in commit 772d48b, those with
-# centralized gradients, averaged weights, alternating flips or no decay on norms in ce80a7c.
-STARTS = {"start": replace(SGD, lr=0.1), "muon": MUON, "quick": replace(MUON, epochs=4)}
-STARTS["small"] = replace(MUON, epochs=4, lr=0.05, small_epochs=3)
-TRIALS = {
-    "start": {
-        "start": {},
-        "lr-0.025": {"lr": 0.025},
-        "lr-0.05": {"lr": 0.05},
-        "lr-0.2": {"lr": 0.2},
-        "lr-0.025-batch-64": {"lr": 0.025, "batch_size": 64},
-        "lr-0.05-crop-1": {"lr": 0.05, "crop": 1},
-        "lr-0.05-crop-3": {"lr": 0.05, "crop": 3},
-        "lr-0.05-decay-0.0002": {"lr": 0.05, "weight_decay": 0.0002},
-        "lr-0.05-decay-0.001": {"lr": 0.05, "weight_decay": 0.001},
-        "lr-0.05-rotation-3-resize-0.05": {"lr": 0.05, "rotation": 3.0, "resize": 0.05},
-        "lr-0.05-warmup-0.1": {"lr": 0.05, "warmup": 0.1},
-        "lr-0.05-warmup-0.4": {"lr": 0.05, "warmup": 0.4},
-    },
-    "muon": {
-        "muon": {},
-        "muon-affine-lr-0.2": {"affine_lr": 0.2},
-        "muon-decay-0.1": {"weight_decay": 0.1},
-        "muon-lr-0.02": {"lr": 0.02},
-        "muon-lr-0.05": {"lr": 0.05},
-        "muon-lr-0.02-batch-64": {"lr": 0.02, "batch_size": 64},
-    },
-    "quick": {
-        "quick": {},
-        "quick-batch-64": {"batch_size": 64},
-        "quick-crop-1": {"crop": 1},
-        "quick-decay-0": {"weight_decay": 0.0},
-        "quick-lr-0.05": {"lr": 0.05},
-        "quick-warmup-0.2": {"warmup": 0.2},
-    },
-    "small": {
-        "small": {},
-        "small-affine-lr-0.1": {"affine_lr": 0.1},
-        "small-epochs-3-first-2": {"epochs": 3, "small_epochs": 2},
-        "small-epochs-5-first-4-size-20": {"epochs": 5, "small_epochs": 4, "small_size": 20},
-        "small-first-2": {"small_epochs": 2},
-        "small-first-2-size-20": {"small_epochs": 2, "small_size": 20},
-        "small-lr-0.07-batch-256": {"lr": 0.07, "batch_size": 256},
-        "small-lr-0.1": {"lr": 0.1},
-        "small-size-20": {"small_size": 20},
-    },
-}
-TRIED = {
-    name: replace(STARTS[start], name=name, **changes)
-    for start, trials in TRIALS.items()
-    for name, changes in trials.items()
-}
-
+# A value of `search` names a recipe to try.
 OPTIMIZERS = {f"sgd-{lr:g}": replace(SGD, lr=lr) for lr in (0.01, 0.03, 0.1, 0.3)}
 OPTIMIZERS |= {f"muon-{lr:g}": replace(MUON, lr=lr) for lr in (0.01, 0.02, 0.03, 0.05)}
 # Steps whose size does not depend on the gradient's. AdamW's momentum is its first beta.
@@ -286,7 +231,6 @@ CLAIMS = {
     "ghosts": Claim(measure_averages, ("bn",), PARTS, RECOMPUTED, seeds=SEEDS, settings=GHOSTS),
     "depth": Claim(measure_history, ("none", "bn"), DEEPER, settings=DEPTHS),
     "robustness": Claim(robustness.measure, COMPARED, TRAINED, robustness.PROTOCOL, seeds=SEEDS),
-    "tuning": Claim(measure_history, COMPARED, TRIED, HELD, TUNING, (1,)),
 }
 
 
@@ -324,7 +268,7 @@ def run_claim(name: str, run: Run) -> str:
     result = describe_run(run, data) | {"protocol": claim.protocol | settings} | measured
     if held_out:
         result = rename(result, "test_", "validation_")
-    write_whole({run.get_path(claim.folder, ".json"): make_json(result)})
+    write_whole({run.get_path(FOLDER, ".json"): make_json(result)})
     run.get_path(CHECKPOINTS, ".pt").unlink(missing_ok=True)
     return said
 
@@ -343,14 +287,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     for name, claim in CLAIMS.items():
         options = claims.add_parser(name)
         for option, known in (("--arms", claim.arms), ("--values", claim.recipes)):
-            needed = {"required": name == "tuning" and option == "--values"}  # in one precision
-            options.add_argument(option, nargs="+", choices=known, default=list(known), **needed)
+            options.add_argument(option, nargs="+", choices=known, default=list(known))
         options.add_argument("--one", action="store_true", help="make one run, in this process")
         add_options(options, claim.seeds)
     options = parser.parse_args(arguments)
     options.norms = options.arms
-    options.precision = records.choose_precision() if options.claim == "tuning" else "float32"
-    if os.environ.get("PRECISION", "").strip() not in ("", "native", options.precision):
+    options.precision = "float32"
+    if os.environ.get("PRECISION", "").strip() not in ("", "native", "float32"):
         parser.error("PRECISION is another, but claims are measured in float32 alone: unset it")
     return options
 
@@ -363,8 +306,8 @@ def main() -> None:
         return print(run_claim(options.claim, runs[0]))
     for run in runs:
         protocol = claim.protocol | claim.settings.get(run.recipe.name, {})
-        records.is_done(run, claim.folder, protocol)  # ValueError if it was measured in another way
-    run_left(runs, claim.folder, functools.partial(make_command, options.claim), options)
+        records.is_done(run, FOLDER, protocol)  # ValueError if it was measured in another way
+    run_left(runs, FOLDER, functools.partial(make_command, options.claim), options)
 
 
 if __name__ == "__main__":

@@ -114,12 +114,6 @@ def make_accuracies(compared: pd.DataFrame) -> str:
     return make_markdown(table.rename_axis("normalization"))
 
 
-def make_spreads(norms: pd.DataFrame) -> str:
-    """Return test accuracies by recipe and norm."""
-    cells = norms.groupby(["recipe", "arm"]).test.agg(format_tests).unstack()
-    return make_markdown(cells.reindex(columns=list(COMPARED)).astype(object).fillna("–"))
-
-
 def make_tuning(trials: pd.DataFrame) -> str:
     """Return accuracy on held-out images by trial and norm, the best mean first, in two halves."""
     groups = trials.assign(trial="`" + trials.recipe + "`").groupby(["trial", "arm"])
@@ -265,7 +259,6 @@ def make_tables(frame: pd.DataFrame, labels=None, speed=None) -> dict[str, str]:
     return tables | {
         "results": make_results(compared),
         "accuracies": make_accuracies(compared),
-        "seeds": make_spreads(select(compared, claim="")),
         "tuning": make_tuning(trials[trials.arm.isin(COMPARED)]),
         "rates": quote(rates, "arm"),
         "speed": make_speed(compared),
