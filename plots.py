@@ -32,7 +32,7 @@ def post_points(x: torch.Tensor, changed: torch.Tensor, axes: Sequence[int]) -> 
     after = []
     for numbers in (x, changed):
         mean, deviation = numbers.mean(axes, True), numbers.std(axes, correction=0, keepdim=True)
-        after.append((numbers - mean) / deviation)
+        after.append((numbers - mean) / deviation.clamp(min=1e-5))
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     rows = figure.subplots(2, len(x), sharey="row", squeeze=False)
     for row, before, values in zip(rows, (x, changed), after, strict=True):
@@ -212,7 +212,7 @@ def post_accuracyplots(
             tests = [run[f"test_{key}"] for run in histories]
             tests = torch.tensor(tests, dtype=torch.float64)  # (runs, epochs)
             count, x = f"{len(tests)} runs of the repository", range(1, tests.shape[1] + 1)
-            color = STYLES[other]["color"]
+            color = STYLES.get(other, STYLES["none"])["color"]
             if other == norm:
                 band = (tests.amin(0).tolist(), tests.amax(0).tolist())
                 axis.fill_between(x, *band, color=color, alpha=0.25, linewidth=0, label=count)

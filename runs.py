@@ -368,7 +368,7 @@ class Checkpoint:
         content, state = io.BytesIO(self.path.read_bytes()), {}
         with contextlib.suppress(Exception):  # a damaged file can raise anything
             state = torch.load(content, map_location="cpu", weights_only=True)
-        if not (theirs := state.get("identity")):
+        if not (theirs := isinstance(state, dict) and state.get("identity")):
             problem = "is damaged"
         elif other := [name for name in self.identity if theirs.get(name) != self.identity[name]]:
             problem = f"belongs to another run, which differs in: {', '.join(other)}"

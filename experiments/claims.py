@@ -189,7 +189,11 @@ class Claim:
     recipes: Mapping[str, Recipe]  # by the value that is varied
     protocol: Mapping[str, object] = field(default_factory=dict)  # what else is fixed
     seeds: Sequence[int] = (1, 2, 3)
-    settings: Mapping[str, dict] = field(default_factory=dict)  # of its network, by recipe's name
+    varies: str = ""  # the argument of `make_network` that a value is of, if it is no recipe's
+
+    def get_settings(self, run: Run) -> dict[str, int]:
+        """Return the argument of `make_network` that this run has."""
+        return {self.varies: int(run.recipe.name.rpartition("-")[2])} if self.varies else {}
 
 
 # A value of `search` names a recipe to try.
@@ -213,10 +217,8 @@ def vary(claim: str, recipes: Mapping[str, Recipe], **changes) -> dict[str, Reci
 
 SEARCHED = vary("search", OPTIMIZERS | SCALED, epochs=10)
 PARTS = vary("ghosts", {f"{n}": SGD for n in (2, 4, 16, 64, 128)}, epochs=5)
-GHOSTS = {recipe.name: {"ghost": int(value)} for value, recipe in PARTS.items()}
-TRAINED = vary("robustness", {"muon": MUON})
 DEEPER = vary("depth", {f"{n}": MUON for n in ADDED}, lr=0.02, epochs=4)
-DEPTHS = {recipe.name: {"depth": int(value)} for value, recipe in DEEPER.items()}
+TRAINED = vary("robustness", {"muon": MUON})
 BARE, HELD = ("none", "he"), {"held_out": HELD_OUT}
 RECOMPUTED, SCALES = {"recomputed_on": RECOMPUTED_ON}, {"images": SCALE_IMAGES}
 SHIFT = {"every": SHIFT_EVERY, "watched": list(WATCHED), "distances": list(DISTANCES)}
@@ -228,8 +230,8 @@ CLAIMS = {
     "batches": Claim(measure_averages, COMPARED, vary("batches", SIZES, epochs=5), RECOMPUTED),
     "scales": Claim(measure_scales, ARMS, vary("scales", {"0.05": SGD}, epochs=4), SCALES),
     "shift": Claim(measure_shift, ARMS, vary("shift", AT_0_1), SHIFT),
-    "ghosts": Claim(measure_averages, ("bn",), PARTS, RECOMPUTED, seeds=SEEDS, settings=GHOSTS),
-    "depth": Claim(measure_history, ("none", "bn"), DEEPER, settings=DEPTHS),
+    "ghosts": Claim(measure_averages, ("bn",), PARTS, RECOMPUTED, seeds=SEEDS, varies="ghost"),
+    "depth": Claim(measure_history, ("none", "bn"), DEEPER, varies="depth"),
     "robustness": Claim(robustness.measure, COMPARED, TRAINED, robustness.PROTOCOL, seeds=SEEDS),
 }
 
@@ -256,7 +258,7 @@ def run_claim(name: str, run: Run) -> str:
     held-out images has `validation_` for `test_` in its names.
     """
     claim, data = CLAIMS[name], records.load_data(run.recipe)
-    settings = claim.settings.get(run.recipe.name, {})
+    settings = claim.get_settings(run)
     if held_out := claim.protocol.get("held_out"):
         data = hold_out(data, held_out)
     training = utils.assemble(run, data, functools.partial(make_network, **settings))
@@ -305,7 +307,7 @@ def main() -> None:
     if options.one:
         return print(run_claim(options.claim, runs[0]))
     for run in runs:
-        protocol = claim.protocol | claim.settings.get(run.recipe.name, {})
+        protocol = claim.protocol | claim.get_settings(run)
         records.is_done(run, FOLDER, protocol)  # ValueError if it was measured in another way
     run_left(runs, FOLDER, functools.partial(make_command, options.claim), options)
 

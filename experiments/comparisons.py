@@ -1,4 +1,4 @@
-"""The comparisons of both pages: those declared before their runs, and those found after."""
+"""The comparisons of the pages: those declared before their runs, and those found after."""
 
 import math
 from collections.abc import Sequence

@@ -125,20 +125,25 @@ def draw_values(frame: pd.DataFrame, what: str, title: str, place: str) -> Figur
 
 
 def draw_optimizers(compared: pd.DataFrame) -> Figure:
-    """Draw test accuracy by optimizer and arm, every run a dot; a diverged run is at a guess."""
+    """Draw test accuracy by optimizer and arm, every run a dot; a diverged run is at a guess.
+
+    What is below 75 % has an axis of its own, on a smaller scale.
+    """
     recipes = [recipe for recipe in frames.RECIPE_TITLES if recipe != "reference"]
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    axis = figure.subplots()
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     for shift, arm in enumerate(get_arms(compared), -2):
         runs = select(compared, arm=arm).fillna({"test": CHANCE})
         runs = runs[runs.recipe.isin(recipes)]
-        style = get_style(arm)
-        look = {key: style[key] for key in ("color", "marker", "label")}
-        axis.scatter(runs.recipe.map(recipes.index) + 0.13 * shift, runs.test, alpha=0.7, **look)
-    axis.set_xticks(range(len(recipes)), [frames.RECIPE_TITLES[recipe] for recipe in recipes])
-    axis.set(ylabel=ACCURACY, ylim=(5, 92))
-    axis.grid(alpha=0.3, axis="y")
-    figure.legend(loc="outside lower center", ncols=5)
+        look = {key: get_style(arm)[key] for key in ("color", "marker", "label")}
+        for axis in (upper, lower):
+            axis.scatter(runs.recipe.map(recipes.index) + 0.13 * shift, runs.test, s=25, **look)
+    upper.set(ylabel=ACCURACY, ylim=(75, None))
+    lower.set(ylabel="(smaller scale)", ylim=(5, 75), yticks=(10, 30, 50, 70))
+    lower.set_xticks(range(len(recipes)), [frames.RECIPE_TITLES[recipe] for recipe in recipes])
+    for axis in (upper, lower):
+        axis.grid(alpha=0.3, axis="y")
+    figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure
 
 

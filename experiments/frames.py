@@ -62,9 +62,9 @@ def get_robustness(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of `robustness` with arm, seed, `test` (%), and a name in `row`."""
     rows = []
     for run in select(frame, claim="robustness").itertuples():
-        for row in run.result["rows"]:
+        for row in run.result.get("rows", []):
             arm = f"{run.arm} recomputed" if row["recomputed"] else run.arm
-            name = f"{row['corruption']} {row['amount']:g}" if row["amount"] else "none"
+            name = f"{row['corruption']} {row['amount']:g}" if row["amount"] else "unchanged"
             rows.append({"arm": arm, "seed": run.seed, "row": name, "test": row["test_acc"]} | row)
     columns = ["arm", "seed", "row", "test", "corruption", "amount", "test_loss", "ece"]
     return pd.DataFrame(rows, columns=columns)

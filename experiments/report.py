@@ -1,4 +1,4 @@
-"""Renew the tables, the figures and the marked numbers of both pages from results/.
+"""Renew the tables, the figures and the marked numbers of the pages from results/.
 
     pip install -r experiments/requirements.txt
     python -m experiments.report
@@ -27,9 +27,10 @@ from experiments.figures import draw_figures
 from experiments.frames import MEASURES, select
 from experiments.results import NOTEBOOKS, ROOT, find_root, load_frame, load_speed
 from experiments.stats import contrast
-from experiments.tables import format_digits, make_tables
-from runs import write_whole
+from experiments.tables import format_digits, get_minutes, make_tables
+from runs import RECIPES, write_whole
 
+PAGES = ("README.md", "experiments/README.md", "results/tuning/README.md")
 MARKED = re.compile(r"([-+]?[\d.,]*)<!--= (.+?) -->")  # a number and its name
 
 
@@ -68,6 +69,7 @@ def get_number(frame: pd.DataFrame, name: str) -> str:
     epochs to 70 muon bn mean number of epochs to 70 %, over the runs that get there
     scales bn            how many times smaller a channel's deviation is in C10 than in C1
     shift bn             change of C10's gradient, as a share of its norm
+    minutes muon bn      of all epochs, from the measured time of a step
     """
     difference = re.fullmatch(r"(?:(low|high) )?(.+) minus (.+)", name)
     match name.split():
@@ -86,6 +88,8 @@ def get_number(frame: pd.DataFrame, name: str) -> str:
         case ["shift", arm]:
             changes = select(frames.get_shift_medians(frame), arm=arm)
             number = f"{select(changes, measure=MEASURES['change C10']).value.mean():.2f}"
+        case ["minutes", recipe, arm]:
+            number = f"{get_minutes(load_speed()['steps'][arm], RECIPES[recipe]):.1f}"
         case _:
             number = f"{select_runs(frame, name).test.mean():.2f}"
     if number == "nan":
@@ -112,7 +116,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
         data = load_cifar10(find_root())
     labels = data and data.test.tensors[1].numpy()
     tables = make_tables(frame, labels, load_speed())
-    for page in ("README.md", "experiments/README.md", *(path.name for path in NOTEBOOKS.values())):
+    for page in (*PAGES, *(path.name for path in NOTEBOOKS.values())):
         old = (root / page).read_text(encoding="utf-8")
         new = renew(old, tables, partial(get_number, frame))
         lines = (text.splitlines(keepends=True) for text in (old, new))

@@ -12,12 +12,12 @@ from experiments import comparisons, frames, stats
 from experiments.comparisons import BARE, PAIRS
 from experiments.frames import get_arms, select, tabulate
 from experiments.results import COMPARED, COMPARED_RECIPES
-from runs import LABELS, RECIPES
+from runs import LABELS, RECIPES, Recipe
 
 EPOCH, TEST_EPOCH = 391, 79  # steps: CIFAR-10 in batches of 128
 MEDIANS = "median of the steps"
 SHOWN = [f"change {layer}" for layer in ("C5", "C8", "C10")] + ["smoothness"]  # of MEASURES
-ROWS = {"batch-differences": "images per batch", "shift": MEDIANS}  # titles
+ROWS = {"batch-differences": "images per batch"}  # titles
 TRAINED, COLLAPSED = 20.0, 10.0  # in percent, and in points: see `format_tests`
 EQUIVALENT = 0.5  # the smaller margin, in points
 
@@ -115,15 +115,12 @@ def make_accuracies(compared: pd.DataFrame) -> str:
 
 
 def make_tuning(trials: pd.DataFrame) -> str:
-    """Return accuracy on held-out images by trial and norm, the best mean first, in two halves."""
+    """Return accuracy on held-out images by trial and norm, the best mean first."""
     groups = trials.assign(trial="`" + trials.recipe + "`").groupby(["trial", "arm"])
     table = groups.validation.mean().unstack().reindex(columns=list(COMPARED))
-    table.insert(0, "seeds", groups.size().groupby("trial").max().astype(str))
+    table.insert(0, "seeds", groups.size().groupby("trial").max())
     table["mean"] = table[list(COMPARED)].mean(axis=1, skipna=False)
-    table = table.sort_values("mean", ascending=False, kind="stable").reset_index()
-    half = (len(table) + 1) // 2  # the second half stands beside the first
-    right = table[half:].reset_index(drop=True).add_suffix(" ")
-    return make_markdown(table[:half].join(right).set_index("trial"))
+    return make_markdown(table.sort_values("mean", ascending=False, kind="stable"))
 
 
 def make_speed(compared: pd.DataFrame) -> str:
@@ -133,10 +130,22 @@ def make_speed(compared: pd.DataFrame) -> str:
         there = epochs.notna().sum()
         return format_mean(epochs) if there == len(epochs) else f"{there} of {len(epochs)} runs"
 
-    fits = frames.measure_fits(compared.dropna(subset="test")).groupby(["arm", "recipe"]).epochs
+    fits = frames.measure_fits(compared).groupby(["arm", "recipe"]).epochs
     recipes = [recipe for recipe in COMPARED_RECIPES if recipe in set(compared.recipe)]
     table = fits.agg(count).unstack().reindex(get_arms(compared))[recipes]
     return quote(table.fillna("–"), "epochs to 70 %")
+
+
+def get_minutes(steps: Mapping, recipe: Recipe, kind: str = "ours") -> float:
+    """Return the minutes of the recipe's epochs, each with two evaluations of 10,000 images.
+
+    `steps` has the milliseconds per step of one norm, by kind of loop: see `results.load_speed`.
+    """
+    whole, small, test = (
+        steps[kind + what]["median"] for what in ("", ", small images", ", evaluation")
+    )
+    train = (recipe.epochs - recipe.small_epochs) * whole + recipe.small_epochs * small
+    return (EPOCH * train + recipe.epochs * 2 * TEST_EPOCH * test) / 60_000
 
 
 def make_minutes(frame: pd.DataFrame, speed: Mapping) -> str:
@@ -145,20 +154,18 @@ def make_minutes(frame: pd.DataFrame, speed: Mapping) -> str:
     The textbook loop is charged for the epochs until a run of `reference` is within 0.1 points of
     its last accuracy and for no evaluation, `quick` for all its epochs and two evaluations each.
     """
-    frame, quick, rows = select(frame, claim=""), RECIPES["quick"], {}
+    frame, rows = select(frame, claim=""), {}
     ours = {"ours": speed["environment"]["precision"], "ours, float32": "float32"}
-    for norm, kinds in speed["steps"].items():
-        ms = {kind: times["median"] for kind, times in kinds.items()}
+    for norm, steps in speed["steps"].items():
         published = select(frame, recipe="reference", arm=norm, precision="float32")
         tests = [history["test_acc"] for history in published.history]
         ends = [next(i for i, acc in enumerate(t, 1) if acc >= t[-1] - 0.1) for t in tests]
-        epochs, textbook = pd.Series(ends, dtype=float).mean(), "textbook, {} workers".format
-        usual = epochs * EPOCH * min(ms[textbook(0)], ms[textbook(2)]) / 60_000
+        epochs = pd.Series(ends, dtype=float).mean()
+        textbook = min(steps[f"textbook, {workers} workers"]["median"] for workers in (0, 2))
+        usual = epochs * EPOCH * textbook / 60_000
         rows[norm] = [f"{epochs:.1f}", f"{usual:.1f}", f"{published.test.mean():.2f}"]
         for kind, precision in ours.items():
-            whole, small, test = (ms[kind + k] for k in ("", ", small images", ", evaluation"))
-            train = (quick.epochs - quick.small_epochs) * whole + quick.small_epochs * small
-            minutes = (EPOCH * train + quick.epochs * 2 * TEST_EPOCH * test) / 60_000
+            minutes = get_minutes(steps, RECIPES["quick"], kind)
             accuracy = select(frame, recipe="quick", arm=norm, precision=precision).test.mean()
             rows[norm] += [f"{minutes:.1f}", f"{usual / minutes:.1f}", f"{accuracy:.2f}"]
     columns = ["`reference`: epochs", "textbook (min)", "accuracy (%)"]
@@ -191,11 +198,11 @@ def make_shift(medians: pd.DataFrame, answers: pd.DataFrame) -> str:
 
 def make_robustness(rows: pd.DataFrame) -> str:
     """Return accuracy (%), loss and calibration error (%) by arm, where each is hardest."""
-    hard = rows[rows.amount.isin((0, *frames.STRONGEST))]
-    means = hard.groupby(["row", "arm"], sort=False)[["test", "test_loss", "ece"]].mean()
-    cells = means.apply(lambda m: f"{m.test:.2f} / {m.test_loss:.2f} / {m.ece:.1f}", axis=1)
-    table = cells.unstack().reindex(hard.row.unique())[get_arms(rows)]
-    return make_markdown(table.rename(columns="`{}`".format).rename_axis("images"))
+    hard, cells = rows[rows.amount.isin((0, *frames.STRONGEST))], {}
+    for (row, arm), part in hard.groupby(["row", "arm"], sort=False):
+        accuracy, loss, error = format_mean(part.test), part.test_loss.mean(), part.ece.mean()
+        cells.setdefault(f"`{arm}`", {})[row] = f"{accuracy} / {loss:.2f} / {error:.1f}"
+    return make_markdown(pd.DataFrame(cells).rename_axis("images"))
 
 
 def make_equivalence(sets: Mapping[str, pd.DataFrame]) -> str:
@@ -237,7 +244,8 @@ def make_images(compared: pd.DataFrame, labels: np.ndarray) -> str:
 def make_tables(frame: pd.DataFrame, labels=None, speed=None) -> dict[str, str]:
     """Return all tables by name.
 
-    `images` needs the labels of the test images, `minutes` a measured speed: else they are absent.
+    `images` needs the labels of the test images, `minutes` a measured speed, and every table runs:
+    else they are absent.
     """
     compared, trials = frames.get_compared(frame), select(frame, claim="tuning")
     sets, answers = frames.get_sets(compared), stats.answer(comparisons.declare(frame))
@@ -256,7 +264,7 @@ def make_tables(frame: pd.DataFrame, labels=None, speed=None) -> dict[str, str]:
         tables["images"] = make_images(compared, labels)
     if speed is not None:
         tables["minutes"] = make_minutes(frame, speed)
-    return tables | {
+    tables |= {
         "results": make_results(compared),
         "accuracies": make_accuracies(compared),
         "tuning": make_tuning(trials[trials.arm.isin(COMPARED)]),
@@ -270,3 +278,4 @@ def make_tables(frame: pd.DataFrame, labels=None, speed=None) -> dict[str, str]:
         "shift": make_shift(frames.get_shift_medians(frame), select(answers, table="shift")),
         "equivalence": make_equivalence(sets),
     }
+    return {name: table for name, table in tables.items() if table.count("\n") > 1}

@@ -50,6 +50,31 @@ def test_values_have_a_cross_for_each_run_that_diverged():
     assert {(0.1, 70), (0.1, 71), (1.0, 50)} <= set(points), "a dash a run"
 
 
+def test_every_run_with_an_optimizer_is_a_dot():
+    tests = {("muon", "bn"): [85, 86], ("onecycle", "bn"): [83, None]}
+    figure = figures.draw_optimizers(make_frame(tests, "float32"))
+    names = [text.get_text() for text in figure.axes[1].get_xticklabels()]
+    for axis in figure.axes:  # of which each shows a part
+        points = axis.collections[0].get_offsets()
+        found = sorted((names[round(x)], y) for x, y in points)
+        assert found == [("Muon", 85), ("Muon", 86), ("tuned SGD", 10), ("tuned SGD", 83)]
+
+
+def test_robustness_has_the_means_by_amount():
+    def measure(recipe, arm, accuracy):
+        row = {"recomputed": False, "test_loss": accuracy / 10, "ece": 5}
+        amounts = {("none", 0): 0, ("noise", 0.1): 30, ("blur", 1.0): 20, ("contrast", 0.85): 10}
+        return [
+            row | {"corruption": name, "amount": amount, "test_acc": accuracy - loss}
+            for (name, amount), loss in amounts.items()
+        ]
+
+    made = make_frame({("robustness-muon", "gn"): [80, 84]}, rows=measure)
+    axes = figures.draw_robustness(frames.get_robustness(made)).axes
+    assert [get_lines(axis)["Group"] for axis in axes[:3]] == [[82, 52], [82, 62], [82, 72]]
+    assert [get_lines(axis)["Group"] for axis in axes[3:]] == [[8.2, 8.2]] * 3 + [[5, 5]] * 3
+
+
 def test_scales_have_medians_and_percentiles_before_and_after():
     def deviate(factor):
         layers = {"C1": 1.0, "C10": 5.0}

@@ -27,9 +27,9 @@ def run(*options, root=ROOT):
 @pytest.fixture
 def copy(tmp_path):
     """A folder with the pages and the notebooks."""
-    for path in (*(ROOT / page for page in PAGES), *NOTEBOOKS.values()):
+    for path in (*(ROOT / page for page in report.PAGES), *NOTEBOOKS.values()):
         target = tmp_path / path.relative_to(ROOT)
-        target.parent.mkdir(exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
     (tmp_path / "images").mkdir()
     return tmp_path
@@ -77,7 +77,8 @@ def test_a_run_renews_pages_and_figures(copy, cifar10_root):
 
 
 def test_each_table_stands_on_one_page():
-    markers = re.findall(r"^<!-- ([\w-]+) -->$", "\n".join(PAGES.values()), re.MULTILINE)
+    texts = [(ROOT / page).read_text(encoding="utf-8") for page in report.PAGES]
+    markers = re.findall(r"^<!-- ([\w-]+) -->$", "\n".join(texts), re.MULTILINE)
     tables = make_tables(report.load_frame())
     assert sorted(markers) == sorted([*tables, "architecture", "images", "minutes"])
 

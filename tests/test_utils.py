@@ -455,6 +455,28 @@ def test_a_cube_shows_what_is_normalized_together(monkeypatch):
         assert (rest ^ filled).all()
 
 
+def test_points_lead_from_numbers_to_normalized_numbers():
+    x = torch.tensor([[[0.0, 8.0], [2.0, 18.0]], [[6.0, 14.0], [12.0, 20.0]]])
+    changed = x.where(x != 8, 80.0)
+    axes = utils.post_points(x, changed, (0, 2)).axes
+    numbers = [line.get_ydata()[0] for line in axes[1].lines]
+    assert numbers == [6, 14, 12, 20]
+    for row, norms in enumerate((x, changed)):
+        expected = F.batch_norm(norms, None, None, training=True, eps=1e-12)
+        for image in (0, 1):
+            dots = [line.get_ydata()[0] for line in axes[4 + 2 * row + image].lines]
+            assert dots[:: 1 + row] == pytest.approx(expected[image].flatten().tolist(), abs=1e-5)
+
+
+def test_histograms_are_of_one_channel_and_name_its_zeros():
+    before = torch.tensor([[[[0.0, 0.0], [0.05, 1.05]], [[9.0, 9.0], [9.0, 9.0]]]])
+    signals = {"bn": {"C1": (before, before - 1)}}
+    (axis,) = utils.post_histograms(signals, ["C1"]).axes
+    assert axis.get_title() == "Batch: C1, 50% zeros before"
+    bars = {round(bar.get_x(), 1): bar.get_height() for bar in axis.patches[:-1]}
+    assert {x: height for x, height in bars.items() if height} == {0.0: 75, 1.0: 25}
+
+
 def test_lines_have_the_style_and_the_name_of_their_norm():
     lines = {"gn": {"C1": 1.0, "C2": 0.1}, "mine": {"C1": 2.0}}
     first, second = utils.post_lines(lines, "Title", "layer", "deviation").axes[0].lines
