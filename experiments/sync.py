@@ -9,6 +9,7 @@ A text tagged `lesson` is each notebook's own. Code that changes loses its outpu
 import argparse
 import copy
 import sys
+from collections.abc import Sequence
 
 import nbformat
 
@@ -30,10 +31,10 @@ def copy_cells(source: list, target: list, norm: str) -> list:
     return cells
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Copy the Batch notebook's cells to the others.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if one differs")
-    check, differ = parser.parse_args().check, []
+    check, differ = parser.parse_args(arguments).check, []
     source = nbformat.read(NOTEBOOKS["bn"], 4).cells
     for norm, path in NOTEBOOKS.items():
         book = nbformat.read(path, 4)

@@ -97,8 +97,8 @@ def test_the_claim_is_measured_of_the_committed_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(robustness, "WEIGHTS", tmp_path)
     monkeypatch.setattr(robustness, "AMOUNTS", {"blur": (0.7, 1.0)})
     monkeypatch.setattr(utils, "get_data", lambda *_: SAMPLE)
-    claim = replace(claims.CLAIMS["robustness"], folder=tmp_path / "results" / "claims")
-    monkeypatch.setitem(claims.CLAIMS, "robustness", claim)
+    monkeypatch.setattr(claims, "FOLDER", tmp_path / "results" / "claims")
+    claim = claims.CLAIMS["robustness"]
     said = claims.run_claim("robustness", replace(run, recipe=claim.recipes["muon"]))
     loss, accuracy = utils.test(model, loader, nn.NLLLoss())
     assert said == f"{accuracy:.2f} %"
