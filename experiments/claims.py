@@ -216,23 +216,23 @@ def vary(claim: str, recipes: Mapping[str, Recipe], **changes) -> dict[str, Reci
 
 
 SEARCHED = vary("search", OPTIMIZERS | SCALED, epochs=10)
-PARTS = vary("ghosts", {f"{n}": SGD for n in (2, 4, 16, 64, 128)}, epochs=5)
+GHOSTS = vary("ghosts", {f"{n}": SGD for n in (2, 4, 16, 64, 128)}, epochs=5)
 DEEPER = vary("depth", {f"{n}": MUON for n in ADDED}, lr=0.02, epochs=4)
-TRAINED = vary("robustness", {"muon": MUON})
-BARE, HELD = ("none", "he"), {"held_out": HELD_OUT}
+COMMITTED = vary("robustness", {"muon": MUON})
+BASELINES, HELD = ("none", "he"), {"held_out": HELD_OUT}
 RECOMPUTED, SCALES = {"recomputed_on": RECOMPUTED_ON}, {"images": SCALE_IMAGES}
 SHIFT = {"every": SHIFT_EVERY, "watched": list(WATCHED), "distances": list(DISTANCES)}
 CLAIMS = {
     "rates": Claim(measure_history, ARMS, vary("rates", RATES, epochs=4)),
-    "search": Claim(measure_history, (*BARE, "bn"), SEARCHED, HELD),
-    "baseline": Claim(measure_final, BARE, vary("baseline", OPTIMIZERS)),
+    "search": Claim(measure_history, (*BASELINES, "bn"), SEARCHED, HELD),
+    "baseline": Claim(measure_final, BASELINES, vary("baseline", OPTIMIZERS)),
     "optimizers": Claim(measure_final, ARMS[:4], vary("optimizers", SCALED), seeds=SEEDS),
     "batches": Claim(measure_averages, COMPARED, vary("batches", SIZES, epochs=5), RECOMPUTED),
     "scales": Claim(measure_scales, ARMS, vary("scales", {"0.05": SGD}, epochs=4), SCALES),
     "shift": Claim(measure_shift, ARMS, vary("shift", AT_0_1), SHIFT),
-    "ghosts": Claim(measure_averages, ("bn",), PARTS, RECOMPUTED, seeds=SEEDS, varies="ghost"),
+    "ghosts": Claim(measure_averages, ("bn",), GHOSTS, RECOMPUTED, seeds=SEEDS, varies="ghost"),
     "depth": Claim(measure_history, ("none", "bn"), DEEPER, varies="depth"),
-    "robustness": Claim(robustness.measure, COMPARED, TRAINED, robustness.PROTOCOL, seeds=SEEDS),
+    "robustness": Claim(robustness.measure, COMPARED, COMMITTED, robustness.PROTOCOL, seeds=SEEDS),
 }
 
 

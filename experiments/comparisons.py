@@ -14,7 +14,8 @@ from experiments.stats import Comparison
 BARE = ("he", "none")  # arms without a normalization
 PAIRS = list(combinations(COMPARED, 2))
 BN_PAIRS = PAIRS[:2]  # those of `bn`
-STEPS = ("normalized", "adamw", "muon")  # recipes whose steps don't depend on the gradient's size
+# Recipes whose steps don't depend on the gradient's size.
+SCALE_FREE = ("normalized", "adamw", "muon")
 
 
 def gather(frame: pd.DataFrame, row: str, column: str = "test") -> pd.Series:
@@ -115,13 +116,15 @@ def declare(frame: pd.DataFrame) -> list[Comparison]:
 def compare_optimizers(frame: pd.DataFrame) -> list[Comparison]:
     """Compare what doing without a normalization costs with three optimizers."""
     tests, found = gather(frames.get_compared(frame), "recipe"), []
-    cost = {recipe: [tests.get((recipe, arm), []) for arm in ("bn", "none")] for recipe in STEPS}
-    for recipe in STEPS[:2]:
+    cost = {
+        recipe: [tests.get((recipe, arm), []) for arm in ("bn", "none")] for recipe in SCALE_FREE
+    }
+    for recipe in SCALE_FREE[:2]:
         found.append((recipe, "bn - none", cost[recipe], (1, -1)))
-    for recipe in STEPS[:2]:
+    for recipe in SCALE_FREE[:2]:
         row, four = f"{recipe} minus muon", cost[recipe] + cost["muon"]
         found.append((row, "bn - none", four, (1, -1, -1, 1)))
-    bare = [cost[recipe][1] for recipe in STEPS[:2]]
+    bare = [cost[recipe][1] for recipe in SCALE_FREE[:2]]
     found.append(("normalized minus adamw", "none", bare, (1, -1)))
     return [Comparison("optimizers", "optimizers", *what) for what in found]
 

@@ -15,14 +15,14 @@ from experiments.robustness import AMOUNTS
 from plots import draw_images
 from runs import LABELS
 
-RECOMPUTED = {"label": "Batch, recomputed", "color": "#56B4E9", "linestyle": ":", "marker": "x"}
+BN_RECOMPUTED = {"label": "Batch, recomputed", "color": "#56B4E9", "linestyle": ":", "marker": "x"}
 ACCURACY = "accuracy on the test images (%)"  # an axis
 
 
 def get_style(arm: str) -> dict[str, str]:
     """Return the label, color and line of an arm, as matplotlib takes them."""
     if arm == "bn recomputed":
-        return RECOMPUTED
+        return BN_RECOMPUTED
     return {"label": LABELS[arm]} | utils.STYLES[arm]
 
 
