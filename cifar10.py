@@ -46,7 +46,10 @@ class Data:
 
 
 def get_root(text: str | Path | None, default: str | Path = "data") -> Path:
-    """Return the absolute path of CIFAR-10's folder that `text` names; if empty, of `default`."""
+    """Return the absolute path of the folder that holds CIFAR-10: `text`, or `default` if empty.
+
+    `text` may also name the extracted folder or the archive inside it.
+    """
     text = os.path.expanduser(os.path.expandvars(str(text or "").strip(" \t\r\n'\"")))
     root = Path(text or default).absolute()
     return root.parent if root.name in (CIFAR10.base_folder, CIFAR10.filename) else root
@@ -65,7 +68,7 @@ def load_cifar10(root: str | Path | None = None) -> Data:
         for train in (True, False):
             try:
                 part = CIFAR10(folder.parent, train)
-            except (RuntimeError, OSError):  # whose message advises a download
+            except (RuntimeError, OSError):  # torchvision's message advises a download
                 said = f"{folder} is incomplete or damaged: delete it and run again"
                 raise ValueError(said) from None
             images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
@@ -90,7 +93,7 @@ def _download(folder: Path) -> None:
 
 
 def _fetch_archive(archive: Path, root: Path) -> Path:
-    """Download `archive` and return it; ConnectionError, with what to do, if every mirror fails."""
+    """Download `archive` and return it; ConnectionError, with advice, if every mirror fails."""
     failures, timeout = [], socket.getdefaulttimeout()
     socket.setdefaulttimeout(STALL)  # torchvision would wait forever
     try:
@@ -98,7 +101,7 @@ def _fetch_archive(archive: Path, root: Path) -> Path:
             try:
                 download_url(url, archive.parent, archive.name, CIFAR10.tgz_md5)
                 return archive
-            except Exception as error:  # a malformed proxy, for one, raises a UnicodeError
+            except Exception as error:  # a malformed proxy raises even a UnicodeError
                 failures.append(f"{url}: {error!r}")
     finally:
         socket.setdefaulttimeout(timeout)
@@ -109,10 +112,11 @@ def _fetch_archive(archive: Path, root: Path) -> Path:
 def load_sample() -> Data:
     """Return the first 200 training and 50 test images of each class of CIFAR-10.
 
-    They lie in one picture, `sample.png`: 40 rows of 50 training images, four rows per class, then
-    10 rows of test images. Here the classes alternate. Your own data work the same way, as
+    They are stored in one picture, `sample.png`: 40 rows of 50 training images, four rows per
+    class, then 10 rows of test images. The returned sets alternate between classes. Your own data
+    need the same form:
     `Data(names, TensorDataset(images, labels), TensorDataset(test_images, test_labels))`.
-    Raises ValueError for a missing or damaged picture.
+    Raises ValueError if the picture is missing or damaged.
     """
     if not check_integrity(SHEET, SHEET_MD5):
         advice = f"restore it from the repository (git checkout {SHEET.name}), or upload it there"

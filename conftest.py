@@ -1,11 +1,11 @@
-"""Make whatever pytest collects here, even a single notebook, run `smoke` and write elsewhere."""
+"""Make everything that pytest collects, even one notebook, run `smoke` and write elsewhere."""
 
 import os
 import tempfile
 from pathlib import Path
 
-# Before torch is imported; kernels and other processes inherit it. With two threads a step takes up
-# to 50 times as long while another process is busy.
+# Set before torch is imported, and inherited by kernels and other processes. With two threads a
+# step takes up to 50 times as long while another process is busy.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest  # noqa: E402
@@ -15,22 +15,22 @@ ROOT = Path(__file__).resolve().parent
 from cifar10 import get_root  # noqa: E402
 
 torch.set_num_threads(1)
-# Instead of what is exported for notebooks: tests would train that recipe for hours.
+# Override variables exported for notebooks: training their recipe could take hours.
 os.environ |= {"RECIPE": "smoke", "SEED": "1"}
 os.environ.pop("PRECISION", None)
-# Absolute, since it is relative to this folder, not to the one in which a test runs.
+# Make it absolute, since every test runs in its own folder.
 CIFAR10_ROOT = get_root(os.environ.get("CIFAR10_ROOT"), ROOT / "data")
 os.environ["CIFAR10_ROOT"] = str(CIFAR10_ROOT)
 
 
 def pytest_configure(config):
-    """Have IPython start nbval's kernels in a temporary folder, since they write files."""
+    """Make IPython start nbval's kernels in a temporary folder, since they write files."""
     folder = tempfile.TemporaryDirectory(prefix="notebooks-", ignore_cleanup_errors=True)
     config.add_cleanup(folder.cleanup)
     startup = Path(folder.name, "profile_default", "startup", "move.py")
     startup.parent.mkdir(parents=True)
     code = f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nos.chdir({folder.name!r})\n"
-    code += "import cifar10\n_all = cifar10.load_sample()\n"  # of which 200 photographs are enough
+    code += "import cifar10\n_all = cifar10.load_sample()\n"  # 200 images per part are enough
     code += "_few = [type(part)(*part[:200]) for part in (_all.train, _all.test)]\n"
     code += "cifar10.load_sample = lambda: cifar10.Data(_all.classes, *_few)\n"
     startup.write_text(code, encoding="utf-8")

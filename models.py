@@ -1,8 +1,8 @@
 """The networks of the experiment: one CNN for CIFAR-10 and three older ones for MNIST.
 
-Each network is a stack that reads like its skeleton: C is a 3x3 convolution with ReLU,
-normalization and dropout, c a 1x1 convolution alone, P a 2x2 max pooling, GAP the average over
-all positions. The comment after a layer is the shape of its output, channels x height x width.
+The names of layers say what they are: C is a 3x3 convolution with ReLU, normalization and dropout,
+c a 1x1 convolution alone, P a 2x2 max pooling, GAP the average over all positions. The comment
+after a layer is the shape of its output, channels x height x width.
 """
 
 from collections import OrderedDict
@@ -21,7 +21,7 @@ def get_norm(norm: str, channels: int, groups: int = 4) -> nn.Module:
 
 
 class ScaleAndShift(nn.Module):
-    """One scale and one shift per channel, (N, C, H, W) -> (N, C, H, W); normalizes nothing."""
+    """Scale and shift each channel, (N, C, H, W) -> (N, C, H, W), without normalizing."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -33,7 +33,7 @@ class ScaleAndShift(nn.Module):
         return x * weight + bias
 
 
-# What `norm` can be: batch, group and layer normalization, and none, as the baseline.
+# The values of `norm`: batch, group and layer normalization, and none as the baseline.
 # Layer normalization is over (C, H, W) of one image, which is group normalization with one group
 # (Wu and He 2018); nn.LayerNorm would have a scale and a shift per element.
 NORMS = {
@@ -75,10 +75,10 @@ class Net(nn.Module):
 
 
 class Session8Net(Net):
-    """The experiment's CNN: 48,448 parameters on (N, 3, 32, 32), whichever the normalization.
+    """The experiment's CNN for (N, 3, 32, 32): 48,448 parameters with every normalization.
 
-    `norm` is a name in NORMS; `groups` is that of "gn", and divides 16, 24, 32 and 40; `dropout` is
-    the probability that an activation is dropped after every block but the first.
+    `norm` is a name in NORMS. `groups` is used by "gn" and must divide 16, 24, 32 and 40. `dropout`
+    is the probability of dropping an activation, after every block except the first.
     """
 
     def __init__(self, norm: str, groups: int = 4, dropout: float = 0.0):
@@ -103,7 +103,7 @@ class Session8Net(Net):
 
 
 def initialize_he(model: nn.Module) -> nn.Module:
-    """Return the model with new weights in all convolutions, of variance 2 / inputs (He 2015)."""
+    """Redraw all convolutions in place, with variance 2 / inputs (He et al. 2015); return model."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -123,7 +123,7 @@ class Session7Step1Net(Net):
             C4=C(9, 12),  # 12 x 10 x 10
             C5=C(12, 16),  # 16 x 8 x 8
             P2=nn.MaxPool2d(2),  # 16 x 4 x 4
-            C6=nn.Conv2d(16, 10, 4, bias=False),  # 10 x 1 x 1, 4x4 and alone
+            C6=nn.Conv2d(16, 10, 4, bias=False),  # 10 x 1 x 1; a 4x4 convolution alone
         )
 
 
@@ -173,7 +173,7 @@ class Session6Net(Net):
 class GroupNorm(nn.GroupNorm):
     """nn.GroupNorm, except that in bfloat16 on a CPU it computes in the contiguous memory format.
 
-    With PyTorch's kernel for channels_last a training step takes 1.5 times as long there.
+    There, PyTorch's kernel for channels_last makes a training step take 1.5 times as long.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

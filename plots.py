@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 
 from runs import LABELS
 
-# The same everywhere; distinct to colour-blind eyes (Okabe and Ito 2008) and in grey print.
+# For all figures; distinct for colour-blind readers (Okabe and Ito 2008) and in grey print.
 STYLES = {
     "bn": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
     "gn": {"color": "#E69F00", "linestyle": "--", "marker": "s"},
@@ -22,12 +22,12 @@ STYLES = {
 def post_points(x: torch.Tensor, changed: torch.Tensor, axes: Sequence[int]) -> Figure:
     """Return a Figure of numbers before and after normalizing them over `axes`.
 
-    `x` and `changed`, each a row, are (images, channels, positions); each image is a column.
-    Numbers of one colour share a mean and a deviation. Dotted lines in the second row lead to the
-    normalized numbers of the first one.
+    `x` and `changed`, both (images, channels, positions), are the two rows; each image is a column.
+    Numbers of the same colour share a mean and a deviation. Dotted lines in the second row repeat
+    the lines of the first.
     """
     sets = torch.arange(x.numel()).view_as(x).amin(axes, keepdim=True).expand_as(x)
-    palette = ("#8E44AD", "#16A085", "#C0392B", "#7F8C8D")  # none of a norm
+    palette = ("#8E44AD", "#16A085", "#C0392B", "#7F8C8D")  # not used by any norm
     colors = dict(zip(sets.unique().tolist(), palette, strict=False))
     after = []
     for numbers in (x, changed):
@@ -65,10 +65,10 @@ def post_points(x: torch.Tensor, changed: torch.Tensor, axes: Sequence[int]) -> 
 
 
 def post_cubes(groups: int = 4) -> Figure:
-    """Return a Figure of which activations share a mean and a deviation under each norm.
+    """Return a Figure that shows which activations share a mean and a deviation, per norm.
 
-    A block is a layer's output with 8 channels for 4 images, each of its cubes an activation. The
-    red ones are one set.
+    A block is a layer's output for 4 images with 8 channels. Each cube is an activation, and the
+    red ones share their mean and deviation.
     """
     image, channel, _ = torch.meshgrid(*map(torch.arange, (4, 8, 3)), indexing="ij")
     front = image == 0
@@ -99,9 +99,9 @@ def post_cubes(groups: int = 4) -> Figure:
 def post_lines(
     lines: Mapping, title: str, xlabel: str, ylabel: str, window=1, yscale="linear"
 ) -> Figure:
-    """Return a Figure with a line per name, of a norm or any other, from its values y by x.
+    """Return a Figure with one line per name; `lines[name]` maps x to y.
 
-    With `window`, a line is the mean of that many values, which are drawn faintly behind it.
+    With a `window` above 1, a line is the moving mean of that many values, which are drawn faint.
     """
     figure = Figure(figsize=(9, 4), layout="constrained")
     axis = figure.subplots()
@@ -111,7 +111,7 @@ def post_lines(
 
 
 def draw_lines(axis, lines: Mapping[str, Mapping], window=1) -> None:
-    """Draw a line per name on the axis, with a legend: see `post_lines`."""
+    """Draw one line per name on the axis, with a legend; see `post_lines`."""
     for i, (name, values) in enumerate(lines.items()):
         x, y = list(values), torch.tensor(list(values.values()), dtype=torch.float64)
         style = STYLES.get(name, {"linestyle": ("-", "--")[i % 2], "marker": "o"})
@@ -131,7 +131,7 @@ Signals = Mapping[str, Mapping[str, tuple[torch.Tensor, torch.Tensor]]]
 def post_signal(signals: Signals) -> Figure:
     """Return a Figure of the standard deviation by block, before and after the normalization.
 
-    `signals` has the activations before and after it, by norm of the network and by block.
+    `signals[norm][block]` is the pair of activations before and after it.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = zip(figure.subplots(1, 2, sharey=True), ("before", "after"), strict=True)
@@ -149,7 +149,7 @@ def post_signal(signals: Signals) -> Figure:
 def post_histograms(signals: Signals, blocks: Sequence[str] = ("C1", "C5", "C10")) -> Figure:
     """Return a Figure of the first channel's values, before and after the normalization.
 
-    `signals` is that of `post_signal`. High bars are cut; the titles give the share of zeros.
+    `signals` is as in `post_signal`. Bars end at 15 %; titles give the share of zeros.
     """
     figure = Figure(figsize=(10, 1.9 * len(signals)), layout="constrained")
     rows = figure.subplots(len(signals), len(blocks), sharex=True, sharey=True, squeeze=False)
@@ -196,8 +196,8 @@ def post_accuracyplots(
 ) -> Figure:
     """Return a Figure of a history by epoch; the test curve has the colour of `norm`.
 
-    `committed` has the histories of other runs by norm: those of `norm` become a band from lowest
-    to highest, others a thin line of their mean.
+    `committed` has the histories of other runs by norm. Those of `norm` become a band from lowest
+    to highest, those of each other norm a thin line at their mean.
     """
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     figure.suptitle(title)
@@ -206,7 +206,7 @@ def post_accuracyplots(
     for key, label in (("loss", "mean negative log likelihood"), ("acc", "accuracy (%)")):
         axis = axes[key]
         axis.plot(epochs, history[f"clean_train_{key}"], "--", color="black", label="clean train")
-        color = STYLES.get(norm, STYLES["none"])["color"]  # or a norm of your own
+        color = STYLES.get(norm, STYLES["none"])["color"]  # your own norms have none
         axis.plot(epochs, history[f"test_{key}"], "-", color=color, linewidth=2, label="test")
         for other, histories in committed.items():
             tests = [run[f"test_{key}"] for run in histories]
@@ -233,7 +233,7 @@ def post_accuracyplots(
 def post_misclassified(
     dataset: TensorDataset, prediction, classes, title, count=10, most_confident=False
 ) -> Figure:
-    """Return a Figure of the first, or the most confident, `count` wrong predictions.
+    """Return a Figure of `count` wrong predictions, either the first or the most confident.
 
     `prediction` is log-probabilities (N, 10) in the order of `dataset`. Captions give the label,
     the predicted class and its probability.
@@ -255,19 +255,19 @@ def post_misclassified(
 def post_confusion(prediction, labels, classes: Sequence[str], title: str) -> Figure:
     """Return a Figure of the confusion matrix, true by predicted class, and class accuracies.
 
-    `prediction` is log-probabilities (N, 10) of images with the `labels` (N,). Cells are numbers of
-    images, coloured where they are wrong.
+    `prediction` is log-probabilities (N, 10) of images with the `labels` (N,). Cells count images;
+    those of wrong predictions are coloured.
     """
     size = prediction.shape[1]
     pairs = (labels * size + prediction.argmax(dim=1)).cpu()
     counts = torch.bincount(pairs, minlength=size**2).view(size, size)
-    classes = [*classes, *range(len(classes), size)]  # outputs without a class
+    classes = [*classes, *range(len(classes), size)]  # outputs without a name
     errors = counts - counts.diag().diag()
     figure = Figure(figsize=(12, 6), layout="constrained")
     figure.suptitle(title)
     matrix, bars = figure.subplots(1, 2, width_ratios=[2, 1], sharey=True)
     matrix.imshow(errors.numpy(), cmap="Purples", aspect="auto")
-    for row, column in counts.nonzero().tolist():  # zeros are left out
+    for row, column in counts.nonzero().tolist():
         color = "white" if errors[row, column] > errors.max() / 2 else "black"
         text = str(counts[row, column].item())
         matrix.text(column, row, text, ha="center", va="center", color=color, fontsize=11)

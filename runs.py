@@ -38,7 +38,7 @@ def _choice(default: str, *others: str) -> Any:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every hyperparameter of a run, with its limits; the defaults are `onecycle`."""
+    """The hyperparameters of a run, by default those of `onecycle`; ValueError if out of range."""
 
     name: str
     data: str = _choice(CIFAR, SAMPLE)
@@ -46,7 +46,7 @@ class Recipe:
     batch_size: int = _number(128, 1)  # images
     optimizer: str = _choice("sgd", "muon", "normalized", "adamw")
     lr: float = _number(0.05)  # onecycle: the peak
-    affine_lr: float = _number(0.05)  # muon: for the scales and shifts, which SGD trains
+    affine_lr: float = _number(0.05)  # muon, normalized: for scales and shifts, trained by SGD
     momentum: float = _number(0.9, 0, 1)
     nesterov: bool = _number(True, 0, 1)
     weight_decay: float = _number(5e-4)  # sgd: of all parameters; else of kernels, decoupled
@@ -54,11 +54,11 @@ class Recipe:
     warmup: float = _number(0.2, 0, 1)  # onecycle: share of the steps that raise the rate
     start_factor: float = _number(0.1, 1e-6, 1)  # onecycle: initial rate as a share of `lr`
     step_epochs: int = _number(6, 1)  # step: epochs between drops of the learning rate
-    step_factor: float = _number(0.1)  # step: what each drop multiplies it by
+    step_factor: float = _number(0.1)  # step: the factor of each drop
     loss: str = _choice("nll")  # negative log likelihood
     groups: int = _number(4, 1)  # of group normalization
     dropout: float = _number(0.0, 0, 0.99)  # probability
-    crop: int = _number(2, 0, 31)  # largest random shift in pixels, less than a side
+    crop: int = _number(2, 0, 31)  # largest random shift in pixels, below the image size
     rotation: float = _number(0.0)  # largest random turn in degrees, either way
     resize: float = _number(0.0, 0, 0.99)  # largest random change in size, as a share
     flip: float = _number(0.5, 0, 1)  # probability of a horizontal flip
@@ -78,7 +78,7 @@ class Recipe:
 
 
 def check_choice(name: str, value: str, known: Iterable[str]) -> None:
-    """Raise ValueError that lists the known values unless `value` is one of them."""
+    """Raise ValueError, listing the known values, unless `value` is one of them."""
     if value not in known:
         raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, known))}")
 
@@ -91,7 +91,7 @@ RECIPES = {
         replace(_MUON, name="quick", epochs=4, lr=0.05, small_epochs=2),
         Recipe("onecycle"),
         Recipe(
-            "reference",  # the published experiment, to the letter
+            "reference",  # exactly the published experiment
             lr=0.04,
             nesterov=False,
             weight_decay=0.0,
@@ -106,9 +106,9 @@ RECIPES = {
 
 
 def get_recipe(name: str | Recipe, **changes: Any) -> Recipe:
-    """Return the recipe of that name, or the recipe itself, with some fields changed.
+    """Return the recipe called `name`, or `name` itself if it is a recipe, with fields changed.
 
-    The name then tells the changes: `get_recipe("smoke", groups=8)` is "smoke-groups-8".
+    The new name lists the changes: `get_recipe("smoke", groups=8)` is "smoke-groups-8".
     """
     if not isinstance(name, Recipe):
         check_choice("RECIPE", str(name).strip(), RECIPES)
@@ -125,7 +125,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 class Labels(dict):
-    """Display names; a norm that is not listed is shown as it is."""
+    """Display names of norms; an unlisted norm is its own display name."""
 
     def __missing__(self, name: str) -> str:
         return name
@@ -166,9 +166,9 @@ class Run:
 
 
 def get_seed(value: str | int) -> int:
-    """Return the seed that `value` spells; ValueError unless it is from 0 to 2**32 - 1."""
+    """Return `value` as an int; ValueError unless it is a whole number from 0 to 2**32 - 1."""
     text = str(value).strip()
-    # PyTorch would truncate 1.5, and on a CPU it takes a seed modulo 2**32.
+    # PyTorch would truncate 1.5, and on a CPU it uses a seed modulo 2**32.
     if not re.fullmatch("[0-9]+", text) or int(text) >= 2**32:
         raise ValueError(f"SEED is {value!r}, but must be a whole number from 0 to {2**32 - 1}")
     return int(text)
@@ -178,7 +178,7 @@ def get_seed(value: str | int) -> int:
 
 
 class Training(NamedTuple):
-    """What `utils.fit` trains and what it trains with; made by `utils.assemble` or a notebook."""
+    """The model and all that `utils.fit` trains it with; made by `utils.assemble` or a notebook."""
 
     model: nn.Module
     train_loader: Any  # utils.Loader
@@ -209,9 +209,9 @@ def get_environment(device: torch.device, precision: str) -> dict[str, str | int
 
 @functools.cache  # the code as of the first call
 def get_code() -> dict[str, str | bool]:
-    """Return the git commit of the code and whether all but results/ is unchanged, or {}."""
+    """Return the git commit and whether tracked files outside results/ are unchanged, or {}."""
     root = Path(__file__).resolve().parent
-    # Of this folder's own repository: not of one around it, nor of the variable GIT_DIR's.
+    # Ask this folder's own repository, not an enclosing one or the one in the variable GIT_DIR.
     command = ["git", "-C", str(root), f"--git-dir={root / '.git'}", f"--work-tree={root}"]
     command += ["status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     command += ["--", ".", ":!results"]
@@ -243,9 +243,9 @@ def get_checksum(dataset: TensorDataset) -> int:
 
 
 def describe_training(training: Training) -> dict[str, Any]:
-    """Return what trains, as plain JSON without the weights; it may differ from the recipe.
+    """Describe the parts of a training as plain JSON; they may differ from the recipe.
 
-    Whatever changes in training, such as the rate, is left out.
+    Weights, and settings that change during training, such as the learning rate, are left out.
     """
     model, train_loader, test_loader, optimizer, scheduler, criterion = training
     parameters = list(model.parameters())
@@ -273,10 +273,10 @@ _MOVING |= {"_step_count", "_last_lr", "_is_initial", "_get_lr_called_within_ste
 
 
 def _make_plain(nest: Any, left_out: Collection[str] = ()) -> Any:
-    """Return the nest as plain JSON, at every level without the keys in `left_out`.
+    """Convert nested data to plain JSON values, dropping the keys in `left_out` at every level.
 
-    Tensors become lists, NaN and infinities null, and other objects text, without their address:
-    that differs between processes.
+    Tensors become lists, NaN and infinities None, and other objects text, without their address,
+    which differs between processes.
     """
     text = json.dumps(
         nest, default=lambda part: part.tolist() if hasattr(part, "tolist") else str(part)
@@ -294,9 +294,9 @@ def make_json(result: Mapping[str, Any]) -> bytes:
 
 
 def is_same_recipe(theirs: Mapping[str, Any], recipe: Recipe) -> bool:
-    """Return whether `theirs`, a result's fields, describe the recipe.
+    """Return whether `theirs`, the recipe of a result, equals `recipe`.
 
-    Fields newer than the result are at their defaults; those dropped since must have been off.
+    Fields that the result lacks count as defaults; fields that Recipe has lost must be 0 or False.
     """
     ours = asdict(recipe)
     gone = {name: value for name, value in theirs.items() if name not in ours and not value}
@@ -304,7 +304,7 @@ def is_same_recipe(theirs: Mapping[str, Any], recipe: Recipe) -> bool:
 
 
 def say(line: str) -> None:
-    """Print a line; in a notebook also to the terminal, where nbconvert shows nothing else."""
+    """Print a line; in a notebook also to the terminal, where nbconvert shows no output."""
     print(line, flush=True)
     if type(sys.stdout).__module__.startswith("ipykernel"):
         with contextlib.suppress(AttributeError, OSError, ValueError):  # if there is no terminal
@@ -315,9 +315,9 @@ def say(line: str) -> None:
 
 
 class Checkpoint:
-    """The full state of a run after its last finished epoch, in one file of `folder`.
+    """The full state of a run after its last finished epoch, in one file in `folder`.
 
-    `environments` lists those that have trained the run, the current one last.
+    `environments` lists the environments that trained the run, the current one last.
     """
 
     def __init__(self, run: Run, training: Training, folder: str | Path):
@@ -330,21 +330,21 @@ class Checkpoint:
         self.identity["data"] = [get_checksum(loader.dataset) for loader in training[1:3]]
 
     def save(self, history: Mapping[str, list[float]]) -> None:
-        """Replace the saved state in one step; FloatingPointError if a number is not finite."""
+        """Save the state atomically, unless a number is not finite (FloatingPointError)."""
         state = {name: part.state_dict() for name, part in self.parts.items()}
         check_finite(**history, weights=state["model"], momentum=state["optimizer"])
         state |= {"identity": self.identity, "history": history}
         state |= {"environments": self.environments, "cpu_rng": torch.get_rng_state()}
         if self.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
-        # NumPy's numbers, such as a learning rate, could not be loaded.
+        # `weights_only` would refuse to load NumPy's numbers, such as a learning rate.
         state = tree_map(lambda leaf: leaf.item() if isinstance(leaf, np.generic) else leaf, state)
         write_whole({self.path: make_pt(state)})
 
     def load(self) -> dict[str, list[float]]:
         """Restore the saved state and return its history, or {} if there is none.
 
-        Raises ValueError for a damaged file and for another run's.
+        Raises ValueError if the file is damaged or belongs to another run.
         """
         if not self.path.exists():
             return {}
@@ -381,7 +381,7 @@ ADVICE = "Try a lower learning rate or a longer warm-up."
 
 
 def check_finite(**kept: Any) -> None:
-    """Raise FloatingPointError, naming the first of `kept` that holds a NaN or an infinity."""
+    """Raise FloatingPointError if any of `kept` holds a NaN or an infinity, naming the first."""
     for name, nest in kept.items():
         numbers = [leaf for leaf in tree_leaves(nest) if isinstance(leaf, float | torch.Tensor)]
         if not all(torch.as_tensor(number).isfinite().all() for number in numbers):
@@ -390,7 +390,7 @@ def check_finite(**kept: Any) -> None:
 
 
 def write_whole(contents: Mapping[Path, bytes]) -> None:
-    """Write one file per path, and move them into place, in order, once all are on the disk."""
+    """Write one file per path; move them into place, in order, once all are on the disk."""
     parts = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in contents}
     try:
         for path, part in parts.items():

@@ -1,4 +1,4 @@
-"""What the notebooks' cells call, in the order of a run: device, data, training, result."""
+"""The functions that the notebooks call, in the order of a run: device, data, training, result."""
 
 import contextlib
 import ctypes
@@ -42,21 +42,22 @@ from runs import RECIPES as RECIPES  # for the notebooks
 
 
 def get_device() -> torch.device:
-    """Return CUDA where there is one, and the CPU otherwise."""
+    """Return the CUDA device if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def set_seed(seed: int) -> None:
-    """Seed every generator and choose deterministic kernels: a CPU then repeats every digit."""
+    """Seed PyTorch and choose deterministic cuDNN kernels; a CPU then repeats every digit."""
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
 
 
 def get_precision(name: str | None, device: torch.device) -> str:
-    """Return "float32" or "bfloat16", whichever `name` is.
+    """Return the precision that `name` chooses, "float32" or "bfloat16".
 
-    "native", the default, is bfloat16 where the hardware computes in it, and float32 elsewhere.
+    "native", the default, is bfloat16 where the hardware supports it, and float32 elsewhere.
+    Raises ValueError for any other name.
     """
     chosen = str(name or "").strip() or "native"
     check_choice("PRECISION", chosen, ("native", *PRECISIONS))
@@ -71,9 +72,9 @@ def get_precision(name: str | None, device: torch.device) -> str:
 
 
 def keep_memory() -> None:
-    """Have glibc keep what this process frees, since every step allocates it again.
+    """Make glibc keep the memory that this process frees, since every step allocates it again.
 
-    By default large pieces return to the system, and getting them back takes 6 to 21 % of a step.
+    By default it returns large blocks to the system; getting them back takes 6 to 21 % of a step.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -91,7 +92,7 @@ def get_data(recipe: Recipe, root: str | Path | None, device: torch.device) -> D
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """Shift each image at random by up to `padding` pixels both ways; borders are reflected."""
+    """Shift each image at random by up to `padding` pixels along both axes; reflect the borders."""
 
     padding: int
 
@@ -101,7 +102,7 @@ class RandomCrop:
         dy, dx = torch.randint(-self.padding, self.padding + 1, shifts, device=images.device)
         rows = self.reflect(torch.arange(height, device=images.device) + dy, height)  # (N, H)
         columns = self.reflect(torch.arange(width, device=images.device) + dx, width)  # (N, W)
-        pixels = rows[:, :, None] * width + columns[:, None, :]  # (N, H, W), where each comes from
+        pixels = rows[:, :, None] * width + columns[:, None, :]  # (N, H, W), the sources
         pixels = pixels.flatten(1)[:, None].expand(n, channels, -1)
         return images.flatten(2).gather(2, pixels).view_as(images)
 
@@ -123,7 +124,7 @@ class RandomFlip:
 
 @dataclass(frozen=True)
 class RandomAffine:
-    """Turn each image by up to `degrees` and resize it by up to `resize`; borders are reflected."""
+    """Rotate each image by up to `degrees` and resize it by up to `resize`; reflect the borders."""
 
     degrees: float
     resize: float
@@ -140,7 +141,7 @@ class RandomAffine:
 
 @dataclass
 class Normalize:
-    """Scale uint8 images to [0, 1], subtract the channels' means, divide by their deviations."""
+    """Scale uint8 images to [0, 1], then subtract `mean` and divide by `std`, per channel."""
 
     mean: Sequence[float]
     std: Sequence[float]
@@ -149,7 +150,7 @@ class Normalize:
         self.constants = torch.tensor([self.mean, self.std]).view(2, -1, 1, 1)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        self.constants = self.constants.to(images.device)  # cached: a copy would synchronize
+        self.constants = self.constants.to(images.device)  # cached: copying to a GPU synchronizes
         mean, std = self.constants
         return v2_functional.to_dtype(images, torch.float32, scale=True).sub_(mean).div_(std)
 
@@ -167,12 +168,12 @@ def get_train_transforms(recipe: Recipe) -> v2.Compose:
 
 
 def get_test_transforms() -> v2.Compose:
-    """Return the normalization alone, that of `get_train_transforms`."""
+    """Return the normalization of `get_train_transforms`, without the augmentation."""
     return v2.Compose([Normalize(MEAN, STD)])
 
 
 def denormalize(images: torch.Tensor) -> torch.Tensor:
-    """Return the uint8 images (N, 3, H, W) whose scaled and normalized form is `images`."""
+    """Undo `Normalize`: convert float images (N, 3, H, W) back to uint8."""
     mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (MEAN, STD))
     return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
@@ -206,7 +207,7 @@ def get_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Return the recipe's optimizer.
 
     "sgd" treats all parameters alike. The others decay only the convolutions' kernels; "muon" and
-    "normalized" move all other parameters by SGD, at `recipe.affine_lr`.
+    "normalized" update all other parameters by SGD, at the rate `recipe.affine_lr`.
     """
     options = {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
     if recipe.optimizer == "sgd":
@@ -228,11 +229,11 @@ def get_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024): SGD with momentum whose every update is made orthogonal.
+    """Muon (Jordan et al. 2024): SGD with momentum that orthogonalizes every update.
 
-    A parameter (out, ...) moves by a matrix (out, all else) whose singular values are all near 1,
-    so that no direction is neglected. Parameters of fewer than two dimensions, and groups with
-    `orthogonal=False`, move by plain SGD.
+    The update of a parameter (out, ...) is a matrix (out, all else) whose singular values are all
+    near 1, so that no direction is neglected. Parameters with fewer than two dimensions and groups
+    with `orthogonal=False` are updated by SGD with momentum.
     """
 
     def __init__(self, params, lr=0.02, momentum=0.95, nesterov=True, weight_decay=0.0):
@@ -264,7 +265,7 @@ class Muon(torch.optim.Optimizer):
             self._turn(weight, update, lr)
 
     def _turn(self, weight: nn.Parameter, update: torch.Tensor, lr: float) -> None:
-        # Columns in the order of channels_last, which is how a convolution's weights lie in memory.
+        # Order the columns as in channels_last, the memory format of a convolution's weights.
         update = update.movedim(1, -1)
         matrix = orthogonalize(update.flatten(1))
         rate = lr * max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
@@ -272,14 +273,14 @@ class Muon(torch.optim.Optimizer):
 
 
 class Normalized(Muon):
-    """Muon whose updates are scaled to a mean square of 1 instead of made orthogonal."""
+    """Muon, but with updates scaled to a mean square of 1 instead of orthogonalized."""
 
     def _turn(self, weight: nn.Parameter, update: torch.Tensor, lr: float) -> None:
         weight.add_(update / update.square().mean().sqrt().clamp(min=1e-12), alpha=-lr)
 
 
 def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
-    """Return the matrix with singular values of about 0.7 to 1.1, by Newton-Schulz iteration."""
+    """Return the matrix in bfloat16 with singular values of 0.7 to 1.1, by Newton-Schulz."""
     a, b, c = 3.4445, -4.775, 2.0315  # coefficients of a polynomial that is steep at 0
     x = matrix.bfloat16()
     if tall := len(x) > x.shape[1]:
@@ -292,12 +293,12 @@ def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def get_scheduler(optimizer, recipe: Recipe, steps_per_epoch: int) -> LRScheduler:
-    """Return the recipe's schedule, "step" or a linear "onecycle"; it advances with every step."""
+    """Return the recipe's schedule, "step" or a linear "onecycle"; step it once per batch."""
     if recipe.scheduler == "step":
         size = recipe.step_epochs * steps_per_epoch
         return StepLR(optimizer, size, recipe.step_factor)
-    steps = max(2, recipe.epochs * steps_per_epoch)  # the last is at a rate of almost 0
-    # OneCycleLR divides by 0 where a rise or a fall takes a single step.
+    steps = max(2, recipe.epochs * steps_per_epoch)  # at least 2: the last rate is almost 0
+    # OneCycleLR divides by 0 if the rise or the fall takes a single step.
     warmup = min(recipe.warmup, 1 - 1 / steps)
     return OneCycleLR(
         optimizer,
@@ -319,12 +320,12 @@ def get_loss(recipe: Recipe) -> nn.Module:
 
 
 def GetCorrectPredCount(pPrediction: torch.Tensor, pLabels: torch.Tensor) -> torch.Tensor:
-    """Return how many rows of (N, 10) have their maximum at the label: a tensor on the device."""
+    """Count the rows of (N, 10) with their maximum at the label; return a tensor on the device."""
     return (pPrediction.argmax(dim=1) == pLabels).sum()
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return a context that computes convolutions in `precision`; float32 never means TF32."""
+    """Return a context that computes convolutions in `precision`; turn TF32 off in cuDNN."""
     torch.backends.cudnn.allow_tf32 = False
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
@@ -334,9 +335,9 @@ def train(
 ) -> tuple[float, float]:
     """Train for one epoch and return its mean loss per image and its accuracy in percent.
 
-    Both are of augmented images, with the weights as they were at each step. With `size`, images
-    are resized to that many pixels per side. Raises FloatingPointError, at the end of the epoch, if
-    the loss of a step was not finite.
+    Both are measured during training, on augmented images and with changing weights. With `size`,
+    images are resized to that many pixels per side. Raises FloatingPointError, at the end of the
+    epoch, if the loss of a step was not finite.
     """
     keep_memory()
     model.train()
@@ -385,14 +386,14 @@ def test(model, test_loader: Loader, criterion, precision="float32") -> tuple[fl
 
 
 def make_model(arm: str, recipe: Recipe) -> nn.Module:
-    """Return the network with that normalization, or without one and with He initialization."""
+    """Return the network of an arm: a norm, or "he" for He initialization without a norm."""
     if arm == "he":
         return initialize_he(Session8Net("none", recipe.groups, recipe.dropout))
     return Session8Net(arm, recipe.groups, recipe.dropout)
 
 
 def assemble(run: Run, data: Data, make: Callable = make_model) -> Training:
-    """Return what trains the run on its data, as the notebooks make it, on the data's device.
+    """Build the run's `Training` on the data's device, as the notebooks do.
 
     `make` returns the network for a norm and a recipe.
     """
@@ -406,9 +407,10 @@ def assemble(run: Run, data: Data, make: Callable = make_model) -> Training:
     return Training(model, train_loader, test_loader, optimizer, scheduler, get_loss(recipe))
 
 
-# What a history has per epoch, and how it is printed: the first step's learning rate, the mean loss
-# per image, accuracy in percent, seconds. `train` is as trained (augmented images, moving weights),
-# `clean_train` in evaluation mode on the first CLEAN training images as they are.
+# The columns of a history, one value per epoch, with their formats: the first step's learning rate,
+# mean loss per image, accuracy in percent, seconds. `train` is measured during training, on
+# augmented images and changing weights; `clean_train` is measured in evaluation mode on the first
+# CLEAN training images, not augmented.
 COLUMNS = {
     "lr": ".4f",
     "train_loss": ".4f",
@@ -423,9 +425,9 @@ CLEAN = 10_000
 
 
 class _Trained(NamedTuple):
-    """What `fit` remembers of a model that it trained, without a reference to the model."""
+    """What `fit` remembers about a model; a reference to the model would keep it alive."""
 
-    how: tuple  # its run, and all of its Training but the model
+    how: tuple  # the run, and its Training without the model
     history: dict[str, list[float]]
     checkpoint: Path
     environments: list[dict]
@@ -435,19 +437,19 @@ _trained: weakref.WeakKeyDictionary[nn.Module, _Trained] = weakref.WeakKeyDictio
 
 
 def fit(run: Run, training: Training, folder: str | Path = "checkpoints") -> dict[str, list[float]]:
-    """Train for the recipe's epochs, print a line after each, and return the history by epoch.
+    """Train for the recipe's epochs, print a line after each, and return the history.
 
-    The history has a list per column of COLUMNS. Every epoch ends with a checkpoint in `folder`,
-    from which the same run goes on. Raises FloatingPointError if a number is not finite (the last
-    checkpoint stays), ValueError for a checkpoint that is damaged or another run's and for parts
-    that do not belong together, and RuntimeError for a model already trained in another way.
+    The history has one list per column in COLUMNS. Every epoch ends with a checkpoint in `folder`,
+    from which the same run resumes. Raises FloatingPointError if a number is not finite (the last
+    checkpoint is kept), ValueError if the checkpoint is damaged or another run's, or if the parts
+    do not belong together, and RuntimeError if the model is already trained in another way.
     """
     model, train_loader, test_loader, optimizer, scheduler, criterion = training
     _check_parts(training)
     checkpoint, before = Checkpoint(run, training, folder), _trained.get(model)
     how = (run, *training[1:])
     if before and before.how == how and not checkpoint.path.exists():
-        history = before.history  # the cell is run again
+        history = before.history  # the cell was run again
     else:
         set_seed(run.seed)
         history = checkpoint.load() or {column: [] for column in COLUMNS}
@@ -475,7 +477,7 @@ def fit(run: Run, training: Training, folder: str | Path = "checkpoints") -> dic
 
 
 def _check_parts(training: Training) -> None:
-    """Raise ValueError unless the optimizer trains the model and the scheduler the optimizer."""
+    """Raise ValueError unless the optimizer is the model's and the scheduler is the optimizer's."""
     model, _, _, optimizer, scheduler, _ = training
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     wanted = {name: id(p) for name, p in model.named_parameters() if p.requires_grad}
@@ -487,7 +489,7 @@ def _check_parts(training: Training) -> None:
 
 
 def format_epoch(history: Mapping[str, Sequence[float]], epoch: int, epochs: int) -> str:
-    """Return the line of an epoch, with the minutes that are left after it."""
+    """Return the line to print for an epoch, with an estimate of the minutes left."""
     cells = [f"{history[c][epoch - 1]:{max(8, len(c) + 1)}{form}}" for c, form in COLUMNS.items()]
     left = statistics.mean(history["seconds"]) * (epochs - epoch) / 60
     return f"{epoch:5d}{''.join(cells)}" + (f"  {left:.1f} min left" if epoch < epochs else "")
@@ -500,11 +502,11 @@ def save_result(
 
     `clean_train_acc` is the accuracy (%) on all training images in evaluation mode, `prediction`
     the log-probabilities (N, 10) of the test set. A run on the sample writes nothing. If `fit`
-    trained the model, its run and history are taken. The checkpoint of a finished run is deleted
-    once the result is on the disk.
+    trained the model, its run and history replace the arguments. The checkpoint of a finished run
+    is deleted at the end.
     """
     trained = _trained.get(training.model)
-    if trained:  # a notebook's names may have changed since
+    if trained:  # the notebook may have changed its variables since
         run, history = trained.how[0], trained.history
     path = run.get_path(folder, ".json")
     if run.recipe.data == CIFAR:
@@ -524,16 +526,16 @@ def save_result(
 
 
 def get_outcome(training: Training, history: Mapping, clean_train_acc: float, prediction) -> dict:
-    """Return what trained and what came out, from the arguments of `save_result`."""
+    """Describe the training and its outcome; the arguments are those of `save_result`."""
     digits = "".join(map(str, prediction.argmax(dim=1).tolist()))
     outcome = {"history": history, "clean_train_acc": clean_train_acc, "test_predictions": digits}
     return runs.describe_training(training) | outcome
 
 
 def load_committed(run: Run) -> dict[str, list[dict]]:
-    """Return the histories of the committed runs of this recipe, by norm: five seeds, in float32.
+    """Return the histories of this recipe's committed runs by norm: five seeds, in float32.
 
-    `smoke` and recipes of your own have none; nor are there any where results/ is missing.
+    There are none for `smoke` and your own recipes, or if results/ is missing.
     """
     folder, found = Path(__file__).with_name("results") / "float32", {}
     for path in sorted(folder.glob(f"{run.recipe.name}-*-seed[1-5].json")):
@@ -544,7 +546,7 @@ def load_committed(run: Run) -> dict[str, list[dict]]:
 
 
 def compare_with_committed(run: Run, accuracy: float, committed: Mapping) -> str:
-    """Say whether a run ends in the 95 % prediction interval of the five committed ones."""
+    """Return a sentence: is `accuracy` (%) in the 95 % prediction interval of committed runs?"""
     ends = [history["test_acc"][-1] for history in committed.get(run.norm, [])]
     if len(ends) != 5:
         return "There are no five committed runs at hand to compare this one with."

@@ -1,11 +1,11 @@
-"""Measure a training step of the notebooks beside a textbook loop and beside the network alone.
+"""Compare the time of the notebooks' training step with a textbook loop and the network alone.
 
     python -m experiments.benchmark
 
-It needs no CIFAR-10: a step takes as long on images drawn at random. Each way of training has a
-process of its own and waits while the others are measured; they take turns, so that a slow minute
-of the machine hits them all. The milliseconds per step are printed and written to results/speed/;
-from there `experiments.report` makes the lab book's table.
+It needs no CIFAR-10: a step takes as long on random images. Each kind of loop has its own process
+and waits while the others are measured. They take turns, so that a slow minute of the machine
+affects them all. The milliseconds per step are printed and written to results/speed/, from which
+`experiments.report` makes the lab book's table.
 """
 
 import statistics
@@ -33,10 +33,10 @@ SIZE = 50_000  # images, as many as CIFAR-10 has for training
 MUON, REFERENCE = RECIPES["muon"], RECIPES["reference"]
 SMALL = RECIPES["quick"].small_size
 STEPS = 20  # per measurement
-WARMUP = 5  # steps before each; they also use up what workers have prepared
+WARMUP = 5  # steps before each measurement; they also use up the batches that workers prefetched
 TURNS = 5  # measurements of each kind
 
-Loop = Callable[[int], None]  # trains for that many steps
+Loop = Callable[[int], None]  # takes that many steps
 
 
 class PILDataset(Dataset):
@@ -55,7 +55,7 @@ class PILDataset(Dataset):
 
 
 def make_textbook(norm: str, workers: int) -> Loop:
-    """Return the usual notebook's loop: single images, float32, the loss read at every step."""
+    """Return the loop of a typical notebook: single images, float32, the loss read per step."""
     device = utils.get_device()
     options = {"num_workers": workers, "pin_memory": device.type == "cuda"}
     loader = DataLoader(PILDataset(), MUON.batch_size, shuffle=True, **options)
@@ -79,7 +79,7 @@ def make_textbook(norm: str, workers: int) -> Loop:
 def make_ours(norm: str, what: str = "train", precision="", size=None) -> Loop:
     """Return the notebooks' own `train` or `test` on random images, or the "floor".
 
-    The floor is forward, backward and optimizer step on one batch: no data, no count, no schedule.
+    The floor repeats forward, backward and optimizer step on one batch, and nothing else.
     With `size`, `train` resizes images to that many pixels per side.
     """
     precision = precision or records.choose_precision()
@@ -126,13 +126,13 @@ KINDS: dict[str, Callable[[str], Loop]] = {
 }
 
 
-@cache  # in its process
+@cache  # per process
 def get_loop(kind: str, norm: str) -> Loop:
     return KINDS[kind](norm)
 
 
 def measure(kind: str, norm: str) -> float:
-    """Return the milliseconds per step of that kind, until the GPU, if any, is done."""
+    """Return the milliseconds per step of a kind, including pending work of the GPU."""
     synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     run = get_loop(kind, norm)
     run(WARMUP)
@@ -144,7 +144,7 @@ def measure(kind: str, norm: str) -> float:
 
 
 def measure_norm(norm: str) -> dict[str, list[float]]:
-    """Return, by kind, the milliseconds per step in each of its turns."""
+    """Return the milliseconds per step by kind, one number per turn."""
     pools = {kind: ProcessPoolExecutor(1, get_context("spawn")) for kind in KINDS}
     turns = [
         {kind: pool.submit(measure, kind, norm).result() for kind, pool in pools.items()}
@@ -152,7 +152,7 @@ def measure_norm(norm: str) -> dict[str, list[float]]:
     ]
     for pool in pools.values():
         pool.shutdown()
-    return {kind: [turn[kind] for turn in turns[1:]] for kind in KINDS}  # the first sets up
+    return {kind: [turn[kind] for turn in turns[1:]] for kind in KINDS}  # the first only sets up
 
 
 def main() -> None:

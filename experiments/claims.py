@@ -1,9 +1,9 @@
-"""Measure what a normalization is said to do, and search for recipes on held-out images.
+"""Measure the effects claimed for normalizations, and search for recipes on held-out images.
 
     python -m experiments.claims rates --arms bn gn --values 0.1 --seeds 1 2 3
 
-An arm is a norm, or "he": no normalization, but He initialization. A run that has its JSON is
-skipped, and one that was cut off goes on (one of `shift` starts over). All are in float32. The
+An arm is a norm, or "he": He initialization without a normalization. A run whose JSON exists is
+skipped, and an interrupted run resumes (those of `shift` start over). All runs are in float32. The
 lab book describes each claim.
 """
 
@@ -39,12 +39,12 @@ Tensors = dict[str, torch.Tensor]  # the parameters of a network, or their gradi
 
 # --- What each claim measures --------------------------------------------------------------------
 
-HELD_OUT = 5_000  # training images that `search` judges by
+HELD_OUT = 5_000  # training images on which `search` evaluates
 RECOMPUTED_ON = 10_000  # training images, for recomputed batch statistics
 SCALE_IMAGES = 512  # test images, over which a channel's deviation is taken
-SHIFT_EVERY = 20  # steps from one measurement of `shift` to the next
+SHIFT_EVERY = 20  # steps between measurements of `shift`
 WATCHED = ("C2", "C5", "C8", "C10")  # layers whose gradient is compared
-DISTANCES = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)  # along the gradient, times the rate
+DISTANCES = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)  # along the gradient, as multiples of the rate
 
 
 def measure_history(run: Run, training: Training) -> dict:
@@ -53,7 +53,7 @@ def measure_history(run: Run, training: Training) -> dict:
 
 
 def measure_final(run: Run, training: Training) -> dict:
-    """Train, and return what the result of a notebook has, too."""
+    """Train, and return what a notebook's result records."""
     history = utils.fit(run, training, CHECKPOINTS)
     test_loader, criterion = training.test_loader, training.criterion
     images = training.train_loader.dataset
@@ -64,7 +64,7 @@ def measure_final(run: Run, training: Training) -> dict:
 
 
 def measure_averages(run: Run, training: Training) -> dict:
-    """Train; also return the test accuracy (%) with the statistics of RECOMPUTED_ON images."""
+    """Train; also return test accuracy (%) with statistics recomputed on RECOMPUTED_ON images."""
     history = utils.fit(run, training, CHECKPOINTS)
     images = TensorDataset(*training.train_loader.dataset[:RECOMPUTED_ON])
     update_bn(utils.Loader(images, utils.get_test_transforms(), 1_000), training.model)
@@ -75,7 +75,7 @@ def measure_averages(run: Run, training: Training) -> dict:
 def measure_scales(run: Run, training: Training) -> dict:
     """Train; also return the standard deviation of each channel by layer, before and after.
 
-    Taken over SCALE_IMAGES test images and all positions of a block's output.
+    They are taken over SCALE_IMAGES test images and all positions of a block's output.
     """
     images = utils.get_test_transforms()(training.test_loader.dataset[:SCALE_IMAGES][0])
     before = get_deviations(training.model, images)
@@ -88,7 +88,8 @@ def measure_scales(run: Run, training: Training) -> dict:
 def get_deviations(model: nn.Module, images: torch.Tensor) -> dict[str, list[float]]:
     """Return the standard deviation of each channel of each block's output, by layer."""
     deviations = {}
-    for name, layer in copy.deepcopy(model).train().layers.named_children():  # keeps its averages
+    # Training mode changes the running averages: use a copy.
+    for name, layer in copy.deepcopy(model).train().layers.named_children():
         images = layer(images)
         if name.startswith("C"):
             deviations[name] = images.std(dim=(0, 2, 3)).tolist()
@@ -110,7 +111,7 @@ def measure_shift(run: Run, training: Training) -> dict:
                 weights = dict(model.named_parameters())
                 shift = get_shift(get, weights, rate, watched)
                 row = {"step": step, "shift": shift, **get_line(get, weights, rate)}
-                # None for what is not finite: far along the gradient the loss may overflow.
+                # None replaces what is not finite: far along the gradient the loss may overflow.
                 rows.append(json.loads(json.dumps(row), parse_constant=lambda _: None))
             utils.train(model, [(images, labels)], optimizer, scheduler, criterion)
             step += 1
@@ -119,11 +120,11 @@ def measure_shift(run: Run, training: Training) -> dict:
     return {"history": {"test_loss": [loss], "test_acc": [accuracy]}, "rows": rows}
 
 
-Gradient = Callable[[Tensors], tuple[float, Tensors]]  # of weights: the loss and its gradient
+Gradient = Callable[[Tensors], tuple[float, Tensors]]  # maps weights to the loss and its gradient
 
 
 def make_gradient(model: nn.Module, criterion, images, labels) -> Gradient:
-    """Return the gradient of this batch's loss as a function of the weights."""
+    """Return a function from weights to this batch's loss and its gradient."""
 
     def get(weights: Tensors) -> tuple[float, Tensors]:
         weights = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
@@ -136,9 +137,10 @@ def make_gradient(model: nn.Module, criterion, images, labels) -> Gradient:
 
 
 def get_shift(get: Gradient, weights: Tensors, rate: float, watched: Mapping[str, str]) -> dict:
-    """Return how the gradients of `watched`, names by label, change once earlier weights step.
+    """Return how each watched gradient changes after a step of all earlier weights.
 
-    This is the internal covariate shift of Santurkar et al. (2018).
+    `watched` maps labels to names of weights. This is the internal covariate shift of Santurkar et
+    al. (2018).
     """
     _, gradients = get(weights)
     shifts = {}
@@ -157,9 +159,9 @@ def measure_change(one: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
 
 
 def get_line(get: Gradient, weights: Tensors, rate: float) -> dict:
-    """Return what loss and gradient do along the negative gradient, at DISTANCES times the rate.
+    """Measure loss and gradient along the negative gradient, at DISTANCES times the rate.
 
-    These are the range of the loss, the gradient's largest change as a share of its norm, and the
+    Returns the range of the loss, the gradient's largest change as a share of its norm, and the
     largest change per distance (the effective smoothness of Santurkar et al. 2018).
     """
     _, gradients = get(weights)
@@ -170,7 +172,7 @@ def get_line(get: Gradient, weights: Tensors, rate: float) -> dict:
         there = torch.cat([gradient.flatten() for gradient in there.values()])
         changes.append(measure_change(start, there)["change"])
     losses, changes, distances = torch.tensor([losses, changes, DISTANCES], dtype=torch.float64)
-    return {  # of tensors, since Python's max can miss a NaN
+    return {  # by torch, since Python's max can miss a NaN
         "loss_range": [losses.min().item(), losses.max().item()],
         "change": changes.max().item(),
         "smoothness": (changes / distances).max().item(),
@@ -189,10 +191,10 @@ class Claim:
     recipes: Mapping[str, Recipe]  # by the value that is varied
     protocol: Mapping[str, object] = field(default_factory=dict)  # what else is fixed
     seeds: Sequence[int] = (1, 2, 3)
-    varies: str = ""  # the argument of `make_network` that a value is of, if it is no recipe's
+    varies: str = ""  # the argument of `make_network` that varies, if any
 
     def get_settings(self, run: Run) -> dict[str, int]:
-        """Return the argument of `make_network` that this run has."""
+        """Return this run's extra argument of `make_network`, if any."""
         return {self.varies: int(run.recipe.name.rpartition("-")[2])} if self.varies else {}
 
 
@@ -211,40 +213,40 @@ AT_0_1 = {"0.1": replace(SGD, epochs=3, lr=0.1, flip=0.0, **PLAIN)}
 
 
 def vary(claim: str, recipes: Mapping[str, Recipe], **changes) -> dict[str, Recipe]:
-    """Return the recipes, by their values, changed and named for the claim."""
+    """Return the recipes by value, with `changes`, and named after claim and value."""
     return {v: replace(recipe, name=f"{claim}-{v}", **changes) for v, recipe in recipes.items()}
 
 
 SEARCHED = vary("search", OPTIMIZERS | SCALED, epochs=10)
-PARTS = vary("ghosts", {f"{n}": SGD for n in (2, 4, 16, 64, 128)}, epochs=5)
+GHOSTS = vary("ghosts", {f"{n}": SGD for n in (2, 4, 16, 64, 128)}, epochs=5)
 DEEPER = vary("depth", {f"{n}": MUON for n in ADDED}, lr=0.02, epochs=4)
-TRAINED = vary("robustness", {"muon": MUON})
-BARE, HELD = ("none", "he"), {"held_out": HELD_OUT}
+COMMITTED = vary("robustness", {"muon": MUON})
+BASELINES, HELD = ("none", "he"), {"held_out": HELD_OUT}
 RECOMPUTED, SCALES = {"recomputed_on": RECOMPUTED_ON}, {"images": SCALE_IMAGES}
 SHIFT = {"every": SHIFT_EVERY, "watched": list(WATCHED), "distances": list(DISTANCES)}
 CLAIMS = {
     "rates": Claim(measure_history, ARMS, vary("rates", RATES, epochs=4)),
-    "search": Claim(measure_history, (*BARE, "bn"), SEARCHED, HELD),
-    "baseline": Claim(measure_final, BARE, vary("baseline", OPTIMIZERS)),
+    "search": Claim(measure_history, (*BASELINES, "bn"), SEARCHED, HELD),
+    "baseline": Claim(measure_final, BASELINES, vary("baseline", OPTIMIZERS)),
     "optimizers": Claim(measure_final, ARMS[:4], vary("optimizers", SCALED), seeds=SEEDS),
     "batches": Claim(measure_averages, COMPARED, vary("batches", SIZES, epochs=5), RECOMPUTED),
     "scales": Claim(measure_scales, ARMS, vary("scales", {"0.05": SGD}, epochs=4), SCALES),
     "shift": Claim(measure_shift, ARMS, vary("shift", AT_0_1), SHIFT),
-    "ghosts": Claim(measure_averages, ("bn",), PARTS, RECOMPUTED, seeds=SEEDS, varies="ghost"),
+    "ghosts": Claim(measure_averages, ("bn",), GHOSTS, RECOMPUTED, seeds=SEEDS, varies="ghost"),
     "depth": Claim(measure_history, ("none", "bn"), DEEPER, varies="depth"),
-    "robustness": Claim(robustness.measure, COMPARED, TRAINED, robustness.PROTOCOL, seeds=SEEDS),
+    "robustness": Claim(robustness.measure, COMPARED, COMMITTED, robustness.PROTOCOL, seeds=SEEDS),
 }
 
 
 def hold_out(data: Data, size: int) -> Data:
-    """Return training images alone: those to train on, and `size` others, always the same ones."""
+    """Replace the test set by `size` training images, always the same; train on the others."""
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
     parts = (TensorDataset(*data.train[index]) for index in (order[size:], order[:size]))
     return Data(data.classes, *parts)
 
 
 def rename(nest, old: str, new: str):
-    """Return the nest with keys that begin with `new` where they began with `old`."""
+    """Replace the prefix `old` of keys by `new`, in nested mappings."""
     if not isinstance(nest, Mapping):
         return nest
     names = {key: new + key.removeprefix(old) if key.startswith(old) else key for key in nest}
@@ -252,10 +254,10 @@ def rename(nest, old: str, new: str):
 
 
 def run_claim(name: str, run: Run) -> str:
-    """Make one run of a claim, write its JSON, and return a line that says what came out.
+    """Make one run of a claim, write its JSON, and return its outcome as a line of text.
 
-    A run that diverges is a result: it says where, and has no accuracy. One that is judged by
-    held-out images has `validation_` for `test_` in its names.
+    A diverged run has a result, too: the error, and no accuracy. If images are held out,
+    `test_` becomes `validation_` in the keys of the result.
     """
     claim, data = CLAIMS[name], records.load_data(run.recipe)
     settings = claim.get_settings(run)
@@ -276,7 +278,7 @@ def run_claim(name: str, run: Run) -> str:
 
 
 def make_command(claim: str, run: Run) -> list[str]:
-    """Return the module and the arguments that make this run alone."""
+    """Return the module and the arguments that make this one run."""
     value = run.recipe.name.removeprefix(f"{claim}-")
     options = f"{claim} --values {value} --arms {run.norm} --seeds {run.seed} --one"
     return ["experiments.claims", *options.split()]
@@ -296,7 +298,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options.norms = options.arms
     options.precision = "float32"
     if os.environ.get("PRECISION", "").strip() not in ("", "native", "float32"):
-        parser.error("PRECISION is another, but claims are measured in float32 alone: unset it")
+        parser.error("claims are measured in float32 alone: unset the variable PRECISION")
     return options
 
 

@@ -2,9 +2,9 @@
 
     python -m experiments.compare --recipe muon --seed 1
 
-It takes what your three notebooks left in runs/ or, if one is missing there, the committed runs in
-results/. The notebooks' variables apply: RECIPE, SEED, PRECISION and CIFAR10_ROOT. The figures are
-written to two files.
+It reads the results of your three notebooks in runs/ or, if one is missing, the committed results
+in results/. The notebooks' environment variables apply: RECIPE, SEED, PRECISION and CIFAR10_ROOT.
+The figures are written to comparison.png and comparison-images.png.
 """
 
 import argparse
@@ -19,11 +19,12 @@ from experiments.figures import draw_curves, draw_mistakes
 from experiments.results import COMPARED, ROOT
 from runs import RECIPES, Run, get_recipe, get_seed
 
-SAME = ("recipe", "data", "optimizer", "scheduler", "loss", "environment")  # or it is said
+# Parts that should agree between results; the program names those that differ.
+SAME = ("recipe", "data", "optimizer", "scheduler", "loss", "environment")
 
 
 def find_results(recipe: str, seed: int, folders: Sequence[Path]) -> list[dict]:
-    """Return a result per norm, from the first of the folders that has all three."""
+    """Return one result per norm, from the first folder that has all three."""
     for folder in folders:
         runs = (Run(get_recipe(recipe), norm, seed, folder.name) for norm in COMPARED)
         paths = [run.get_path(folder.parent, ".json") for run in runs]
@@ -50,7 +51,7 @@ def main() -> None:
     options = parse()
     folders = [ROOT / name / records.choose_precision() for name in ("runs", "results")]
     if not os.environ.get("PRECISION", "").strip():
-        folders.append(ROOT / "results" / "float32")  # the committed ones, on any machine
+        folders.append(ROOT / "results" / "float32")  # otherwise, committed runs
     results = find_results(options.recipe, options.seed, folders)
     for part in SAME:
         if any(result.get(part) != results[0].get(part) for result in results):

@@ -1,4 +1,4 @@
-"""The comparisons of the pages: those declared before their runs, and those found after."""
+"""The comparisons of the pages: those declared before their runs, and those found later."""
 
 import math
 from collections.abc import Sequence
@@ -13,12 +13,13 @@ from experiments.stats import Comparison
 
 BARE = ("he", "none")  # arms without a normalization
 PAIRS = list(combinations(COMPARED, 2))
-BN_PAIRS = PAIRS[:2]  # those of `bn`
-STEPS = ("normalized", "adamw", "muon")  # recipes whose steps don't depend on the gradient's size
+BN_PAIRS = PAIRS[:2]  # those with `bn`
+# Recipes whose steps don't depend on the gradient's size.
+SCALE_FREE = ("normalized", "adamw", "muon")
 
 
 def gather(frame: pd.DataFrame, row: str, column: str = "test") -> pd.Series:
-    """Return the values of a column as lists, by the values of `row` and by arm."""
+    """Return lists of a column's values, without NaN, indexed by `row` and arm."""
     return frame.dropna(subset=column).groupby([row, "arm"], sort=False)[column].agg(list)
 
 
@@ -36,16 +37,16 @@ def pair_up(table: str, samples: pd.Series, pairs: Sequence[tuple], family="") -
 
 
 def declare_leads(table: str, tests: pd.Series, runs="") -> list[Comparison]:
-    """Compare the norms with each recipe, and the lead of `bn` with one less that with another.
+    """Compare the norms under each recipe, and the lead of `bn` under two recipes.
 
-    `tests` is by recipe and arm; `runs` is what the rows call them.
+    `tests` is indexed by recipe and arm; `runs` is appended to the names of rows.
     """
     found = pair_up(table, tests.rename(lambda recipe: recipe + runs, level=0), PAIRS)
     return found + pair_recipes(table, tests, "reference", "muon", runs)
 
 
 def pair_recipes(table: str, tests: pd.Series, one: str, other: str, runs="") -> list[Comparison]:
-    """Compare the leads of `bn` with one recipe with those with the other."""
+    """Compare the leads of `bn` under one recipe with those under the other."""
     found, name = [], f"{one} minus {other}{runs}"
     for pair in BN_PAIRS:
         four = [tests.get((recipe, arm), []) for recipe in (one, other) for arm in pair]
@@ -54,7 +55,7 @@ def pair_recipes(table: str, tests: pd.Series, one: str, other: str, runs="") ->
 
 
 def declare_both(frame: pd.DataFrame) -> list[Comparison]:
-    """Compare the norms with `onecycle` in both precisions."""
+    """Compare the norms under `onecycle`, averaged over both precisions."""
     found, onecycle = [], select(frame, claim="", recipe="onecycle")
     keys = list(product(("float32", "bfloat16"), COMPARED))
     tests, name = gather(onecycle, "precision"), "onecycle, both precisions"
@@ -66,7 +67,7 @@ def declare_both(frame: pd.DataFrame) -> list[Comparison]:
 
 
 def find(frame: pd.DataFrame, compared: pd.DataFrame, both: pd.DataFrame) -> list[Comparison]:
-    """Return the comparisons that nobody declared; `both` are both sets of runs."""
+    """Return the comparisons that were not declared; `both` has both sets of runs."""
     tests, both, table = gather(compared, "recipe"), gather(both, "recipe"), "found"
     found = pair_recipes(table, tests, "reference", "onecycle")
     found += pair_recipes(table, tests, "onecycle", "muon")
@@ -84,7 +85,7 @@ def find(frame: pd.DataFrame, compared: pd.DataFrame, both: pd.DataFrame) -> lis
 
 
 def declare(frame: pd.DataFrame) -> list[Comparison]:
-    """Return all comparisons, as declared before the runs."""
+    """Return the comparisons declared before their runs, and those of `shift`, which were not."""
     compared = frames.measure_fits(frames.get_compared(frame))
     compared = pd.concat([select(compared, recipe=recipe) for recipe in COMPARED_RECIPES])
     tests = gather(compared, "recipe")
@@ -113,21 +114,23 @@ def declare(frame: pd.DataFrame) -> list[Comparison]:
 
 
 def compare_optimizers(frame: pd.DataFrame) -> list[Comparison]:
-    """Compare what doing without a normalization costs with three optimizers."""
+    """Compare the cost of leaving out the normalization under three optimizers."""
     tests, found = gather(frames.get_compared(frame), "recipe"), []
-    cost = {recipe: [tests.get((recipe, arm), []) for arm in ("bn", "none")] for recipe in STEPS}
-    for recipe in STEPS[:2]:
+    cost = {
+        recipe: [tests.get((recipe, arm), []) for arm in ("bn", "none")] for recipe in SCALE_FREE
+    }
+    for recipe in SCALE_FREE[:2]:
         found.append((recipe, "bn - none", cost[recipe], (1, -1)))
-    for recipe in STEPS[:2]:
+    for recipe in SCALE_FREE[:2]:
         row, four = f"{recipe} minus muon", cost[recipe] + cost["muon"]
         found.append((row, "bn - none", four, (1, -1, -1, 1)))
-    bare = [cost[recipe][1] for recipe in STEPS[:2]]
+    bare = [cost[recipe][1] for recipe in SCALE_FREE[:2]]
     found.append(("normalized minus adamw", "none", bare, (1, -1)))
     return [Comparison("optimizers", "optimizers", *what) for what in found]
 
 
 def compare_ghosts(frame: pd.DataFrame) -> list[Comparison]:
-    """Compare `bn` with statistics of whole batches with `bn` with statistics of their parts."""
+    """Compare `bn` using statistics of whole batches with `bn` using those of their parts."""
     tests = gather(frames.get_batches(frame, "ghosts"), "value")
     whole = tests.get((128, "bn"), [])
     parts = {f"{n} images": [whole, tests.get((n, "bn"), [])] for n in (2, 4, 16, 64)}
@@ -136,7 +139,7 @@ def compare_ghosts(frame: pd.DataFrame) -> list[Comparison]:
 
 
 def compare_depths(frame: pd.DataFrame) -> list[Comparison]:
-    """Compare `bn` with `none` at each depth, and the deepest network with the first."""
+    """Compare `bn` with `none` at each depth, and that difference at 32 and at 8 convolutions."""
     depths = frames.get_claim(frame, "depth").sort_values("value")
     tests = gather(depths.assign(value=(8 * depths.value).map("{:g}".format)), "value")
     found = pair_up("depth-differences", tests, [("bn", "none")], "depth")
@@ -146,7 +149,7 @@ def compare_depths(frame: pd.DataFrame) -> list[Comparison]:
 
 
 def compare_robustness(frame: pd.DataFrame) -> list[Comparison]:
-    """Compare `bn`, also with recomputed statistics, with the others, where it is hardest."""
+    """Compare `bn`, also with recomputed statistics, with `gn` and `ln` on the worst images."""
     rows = frames.get_robustness(frame)
     tests = gather(rows[rows.amount.isin(frames.STRONGEST)], "row")
     pairs = list(product(("bn", "bn recomputed"), ("gn", "ln")))

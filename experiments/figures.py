@@ -1,4 +1,4 @@
-"""The figures of both pages, by the names of their files in images/."""
+"""The figures of the pages, by the names of their files in images/."""
 
 from collections.abc import Sequence
 
@@ -15,14 +15,14 @@ from experiments.robustness import AMOUNTS
 from plots import draw_images
 from runs import LABELS
 
-RECOMPUTED = {"label": "Batch, recomputed", "color": "#56B4E9", "linestyle": ":", "marker": "x"}
+BN_RECOMPUTED = {"label": "Batch, recomputed", "color": "#56B4E9", "linestyle": ":", "marker": "x"}
 ACCURACY = "accuracy on the test images (%)"  # an axis
 
 
 def get_style(arm: str) -> dict[str, str]:
-    """Return the label, color and line of an arm, as matplotlib takes them."""
+    """Return an arm's label, color, line style and marker as matplotlib options."""
     if arm == "bn recomputed":
-        return RECOMPUTED
+        return BN_RECOMPUTED
     return {"label": LABELS[arm]} | utils.STYLES[arm]
 
 
@@ -78,9 +78,9 @@ def draw_curves(compared: pd.DataFrame, recipes: Sequence[str] = ("reference", "
 
 
 def draw_mistakes(compared: pd.DataFrame, data: Data, recipe="muon", columns=8) -> Figure:
-    """Draw test images that one normalization alone gets right, and some that all get wrong.
+    """Draw test images that one normalization gets right more often, and some that all get wrong.
 
-    The images of a row are those with the most right runs of it, and the fewest of the others.
+    A row shows the images that most runs of its norm get right, and fewest runs of the others.
     """
     images, labels = (tensor.cpu() for tensor in data.test.tensors)
     right, guesses = {}, []
@@ -125,9 +125,9 @@ def draw_values(frame: pd.DataFrame, what: str, title: str, place: str) -> Figur
 
 
 def draw_optimizers(compared: pd.DataFrame) -> Figure:
-    """Draw test accuracy by optimizer and arm, every run a dot; a diverged run is at a guess.
+    """Draw test accuracy by optimizer and arm, one marker per run; diverged runs are at CHANCE.
 
-    What is below 75 % has an axis of its own, on a smaller scale.
+    Accuracies below 75 % are on a separate axis with a smaller scale.
     """
     recipes = [recipe for recipe in frames.RECIPE_TITLES if recipe != "reference"]
     figure = Figure(figsize=(9, 5), layout="constrained")
@@ -148,7 +148,7 @@ def draw_optimizers(compared: pd.DataFrame) -> Figure:
 
 
 def draw_robustness(rows: pd.DataFrame) -> Figure:
-    """Draw accuracy, loss and calibration error of changed images, means over seeds."""
+    """Draw accuracy, loss and calibration error on changed images, means over seeds."""
     figure = Figure(figsize=(10, 8), layout="constrained")
     axes = figure.subplots(3, 3, sharex="col", sharey="row")
     measures = {"test": "accuracy (%)", "test_loss": "loss", "ece": "calibration error (%)"}
@@ -189,7 +189,7 @@ def draw_scales(scales: pd.DataFrame) -> Figure:
 
 
 def draw_figures(frame: pd.DataFrame, data: Data | None = None) -> dict[str, Figure]:
-    """Draw all figures, by their names; `mistakes` needs CIFAR-10."""
+    """Return all figures by name; `mistakes` needs `data`, which is CIFAR-10."""
     compared = frames.get_compared(frame)
     crosses = "After 4 epochs (line: mean, dash: one run, cross: a run that diverged)"
     grown = "After 5 epochs, the rate in proportion to the batch (line: mean, dash: one run)"

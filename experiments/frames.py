@@ -1,4 +1,4 @@
-"""The runs that tables and figures are made of: frames are of `results.load_frame`, or parts."""
+"""Select and summarize runs for tables and figures; frames come from `results.load_frame`."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from experiments.claims import ARMS, WATCHED
 from experiments.results import COMPARED, ROOT
 
 CHANCE = 10.0  # accuracy of guessing, in percent
-FIRST = ROOT / "results" / "first-set.csv"  # what is left of the runs that others replaced
+FIRST = ROOT / "results" / "first-set.csv"  # accuracies of the runs that were replaced later
 RECIPE_TITLES = {
     "reference": "original recipe",
     "onecycle": "tuned SGD",
@@ -20,9 +20,9 @@ RECIPE_TITLES = {
     "normalized": "normalized steps",
     "muon": "Muon",
 }
-BASES = {"sgd": "onecycle"}  # which recipe a trial's value names, if it is not its own
+BASES = {"sgd": "onecycle"}  # recipes that trials name differently
 STRONGEST = tuple(amounts[-1] for amounts in robustness.AMOUNTS.values())
-MEASURES = {  # what `shift` measures, and what a table calls it
+MEASURES = {  # what `shift` measures, with names for tables
     **{f"change {layer}": f"change of {layer}'s gradient" for layer in WATCHED},
     **{f"cosine {layer}": f"cosine, {layer}" for layer in WATCHED},
     "range": "range of the loss",
@@ -32,7 +32,7 @@ MEASURES = {  # what `shift` measures, and what a table calls it
 
 
 def select(frame: pd.DataFrame, **wanted: object) -> pd.DataFrame:
-    """Return the rows with these values in the columns of these names."""
+    """Return the rows that have the wanted value in each named column."""
     for column, value in wanted.items():
         frame = frame[frame[column] == value]
     return frame
@@ -45,21 +45,21 @@ def get_arms(frame: pd.DataFrame) -> list[str]:
 
 
 def get_claim(frame: pd.DataFrame, claim: str) -> pd.DataFrame:
-    """Return a claim's runs, `value` as a number, without seeds that lack an arm at that value."""
+    """Return a claim's runs with numeric `value`, without seeds that lack an arm at that value."""
     chosen = select(frame, claim=claim)
     sizes = chosen.groupby(["value", "seed"]).arm.transform("size")
     return chosen[sizes == chosen.arm.nunique()].assign(value=lambda f: f.value.astype(float))
 
 
 def get_batches(frame: pd.DataFrame, claim: str = "batches") -> pd.DataFrame:
-    """Return the runs of `batches` or `ghosts`, those of `bn` repeated as `bn recomputed`."""
+    """Return the runs of `batches` or `ghosts`, with `bn recomputed` as an additional arm."""
     bn = select(frame, claim=claim, arm="bn")
     tests = [result.get("recomputed_acc", math.nan) for result in bn.result]
     return get_claim(pd.concat([frame, bn.assign(arm="bn recomputed", test=tests)]), claim)
 
 
 def get_robustness(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of `robustness` with arm, seed, `test` (%), and a name in `row`."""
+    """Return one row per evaluation in `robustness`; `test` is accuracy (%), `row` a name."""
     rows = []
     for run in select(frame, claim="robustness").itertuples():
         for row in run.result.get("rows", []):
@@ -71,9 +71,9 @@ def get_robustness(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def get_trials(frame: pd.DataFrame, claim: str) -> pd.DataFrame:
-    """Return the runs of `search`, `baseline` or `optimizers`, with their recipe and their rate.
+    """Return the runs of `search`, `baseline` or `optimizers`, with their recipe and rate.
 
-    A diverged trial has the validation accuracy of a guess.
+    A diverged trial has a validation accuracy of CHANCE.
     """
     trials = select(frame, claim=claim).fillna({"validation": CHANCE})
     words = trials.value.str.split("-")
@@ -81,9 +81,9 @@ def get_trials(frame: pd.DataFrame, claim: str) -> pd.DataFrame:
 
 
 def get_compared(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the notebooks' runs in float32, and those of other optimizers or without a norm.
+    """Return the notebooks' runs in float32, and those of `baseline` and `optimizers`.
 
-    Of `baseline` and `optimizers`, these are the runs at the search's best rate; `gn` has `bn`'s.
+    Of the latter, only those at the best rate in `search`; `gn` uses the rate of `bn`.
     """
     means = get_trials(frame, "search").groupby(["recipe", "arm", "rate"]).validation.mean()
     best = means.unstack().idxmax(axis=1)
@@ -96,19 +96,19 @@ def get_compared(frame: pd.DataFrame) -> pd.DataFrame:
 def get_sets(compared: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the first set of runs, the second (the compared ones), and both, by name.
 
-    The first has no more than recipe, arm, seed and test accuracy (nan if the run diverged).
+    The first has only recipe, arm, seed and test accuracy (nan if the run diverged).
     """
     first = pd.read_csv(FIRST)
     return {"first set": first, "second set": compared, "both sets": pd.concat([first, compared])}
 
 
 def tabulate(frame: pd.DataFrame, column: str, cell: str | Callable) -> pd.DataFrame:
-    """Return an aggregate of test accuracy: a row per arm, a column per value of `column`."""
+    """Aggregate test accuracy by `cell`: one row per arm, one column per value of `column`."""
     return frame.groupby(["arm", column]).test.agg(cell).unstack().reindex(get_arms(frame))
 
 
 def get_means(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return mean test accuracy (%) by arm and value; a diverged run counts as a guess."""
+    """Return mean test accuracy (%) by arm and value; a diverged run counts as CHANCE."""
     return tabulate(frame.fillna({"test": CHANCE}), "value", "mean")
 
 
@@ -121,13 +121,13 @@ def get_scales(frame: pd.DataFrame) -> pd.DataFrame:
         (run.arm, run.seed, moment, layer, *np.percentile(deviations, (10, 50, 90)))
         for run in select(frame, claim="scales").itertuples()
         for moment in ("before", "after")
-        for layer, deviations in run.result.get(moment, {}).items()  # none if it diverged
+        for layer, deviations in run.result.get(moment, {}).items()  # empty if it diverged
     ]
     return pd.DataFrame(rows, columns=["arm", "seed", "moment", "layer", "low", "median", "high"])
 
 
 def get_shift_medians(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the medians over a run's steps of `shift`: one row per (arm, seed, measure).
+    """Return medians over the steps of each run of `shift`: one row per (arm, seed, measure).
 
     Steps at which a measure was not finite do not count.
     """
@@ -157,15 +157,15 @@ def interpolate(losses: Sequence[float], values: Sequence[float], level: float) 
 
 
 def find_crossing(history: Sequence[float], goal: float) -> float:
-    """Return the epochs, from a guess on, until an accuracy first reaches `goal`, or NaN."""
+    """Return the epochs until accuracy first reaches `goal` (%), from CHANCE on, or NaN."""
     errors = [-accuracy for accuracy in (CHANCE, *history)]
     return interpolate(errors, range(len(errors)), -goal)
 
 
 def measure_fits(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs with `epochs` to 70 % and `at loss`, test accuracy at equal training loss.
+    """Add `epochs` to 70 % test accuracy and `at loss`, test accuracy at equal training loss.
 
-    That loss, in evaluation mode, is the highest with which a norm ends under the recipe.
+    That loss, in evaluation mode, is the highest final one of the recipe's runs with a norm.
     """
     losses = frame.history.map(lambda history: history.get("clean_train_loss", [math.nan]))
     levels = losses.str[-1][frame.arm.isin(COMPARED)].groupby(frame.recipe).max()

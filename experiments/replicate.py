@@ -2,9 +2,9 @@
 
     python -m experiments.replicate --norms bn gn ln --recipes onecycle --seeds 1 2 3 4 5
 
-Each run is one notebook, which papermill executes in a process of its own. A run whose result is
-in results/ is skipped, and one that was cut off goes on after its last whole epoch when the same
-command is given again. The variable PRECISION chooses the precision.
+Each run is one notebook, which papermill executes in its own process. A run whose result is in
+results/ is skipped. To resume interrupted runs after their last finished epoch, give the same
+command again. The environment variable PRECISION chooses the precision.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from experiments.results import COMPARED, NOTEBOOKS, ROOT, SEEDS
 from models import NORMS
 from runs import RECIPES, Recipe, Run, get_seed
 
-# A job's process runs a module, and ends when its standard input does, which is when its parent is
-# gone: papermill would go on for hours. (A kernel ends with papermill.)
+# A job's process runs a module, and exits when its standard input closes, because then its parent
+# is gone: papermill would go on for hours. (A kernel ends with papermill.)
 JOB = """
 import os, runpy, sys, threading
 del sys.argv[0]
@@ -42,7 +42,10 @@ def make_job(run: Run) -> list[str]:
 
 
 def run_job(name: str, job: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Run the job, print its lines after its name, and return a sentence with the time it took."""
+    """Run a job, print its lines after its name, and return a sentence with the time it took.
+
+    Raises RuntimeError if the job fails.
+    """
     start, line = time.monotonic(), ""
     piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     options = {"cwd": ROOT, "env": os.environ | environment, "encoding": "utf-8", **piped}
@@ -57,7 +60,7 @@ def run_job(name: str, job: Sequence[str], environment: Mapping[str, str]) -> st
 
 
 def run_all(jobs: Mapping[str, Sequence[str]], processes: int, threads: int) -> None:
-    """Run the jobs (a module and its arguments), `processes` at a time."""
+    """Run jobs (a module and its arguments), `processes` at a time; exit if any failed."""
     shared = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     shared["CIFAR10_ROOT"] = str(records.find_root())  # absolute, since jobs run in ROOT
     pool, failures, start = ThreadPoolExecutor(processes), 0, time.monotonic()
@@ -75,7 +78,7 @@ def run_all(jobs: Mapping[str, Sequence[str]], processes: int, threads: int) -> 
 
 
 def run_left(runs: Sequence[Run], folder: Path, make_job, options) -> None:
-    """Say how many runs have their result in `folder`, and start the jobs of the others."""
+    """Print how many runs have their result in `folder`, and run the jobs of the others."""
     left = [run for run in runs if not records.is_done(run, folder)]
     print(f"{len(runs) - len(left)} of {len(runs)} runs are done already.", flush=True)
     if any(run.recipe.data == CIFAR for run in left):
@@ -84,7 +87,7 @@ def run_left(runs: Sequence[Run], folder: Path, make_job, options) -> None:
 
 
 def get_runs(recipes: Sequence[Recipe], options: argparse.Namespace) -> list[Run]:
-    """Return the runs of all combinations, each once, those of the first seed first."""
+    """Return the runs of all combinations, without duplicates, seed by seed."""
     combinations = itertools.product(options.seeds, recipes, options.norms)
     runs = (Run(recipe, norm, s, options.precision) for s, recipe, norm in combinations)
     return list(dict.fromkeys(runs))
@@ -95,7 +98,7 @@ def add_options(parser: argparse.ArgumentParser, seeds: Sequence[int]) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser.add_argument("--seeds", nargs="+", type=get_seed, default=list(seeds))
     parser.add_argument("--processes", type=int, default=cores, help="runs at a time")
-    parser.add_argument("--threads", type=int, default=1, help="of a run (default 1)")
+    parser.add_argument("--threads", type=int, default=1, help="threads per run (default 1)")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

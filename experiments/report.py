@@ -1,12 +1,11 @@
-"""Renew the tables, the figures and the marked numbers of the pages from results/.
+"""Update the tables, figures and marked numbers of the pages from results/.
 
     pip install -r experiments/requirements.txt
     python -m experiments.report
     python -m experiments.report --check
 
-A number in a sentence or a notebook is followed by its name: 85.86<!--= muon bn -->. The table
-`images` needs CIFAR-10 in the folder CIFAR10_ROOT (default: data/ of the repository); without it,
---check skips that table.
+A marked number is followed by its name: 85.86<!--= muon bn -->. The table `images` needs CIFAR-10
+in the folder CIFAR10_ROOT (default: data/ in the repository); without it, --check skips that table.
 """
 
 import argparse
@@ -35,7 +34,7 @@ MARKED = re.compile(r"([-+]?[\d.,]*)<!--= (.+?) -->")  # a number and its name
 
 
 def select_runs(frame: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Return the runs of an arm and a recipe or a claim's value: `muon bn`, `batches 2 gn`.
+    """Return the runs of that name: `muon bn` (recipe, arm) or `batches 2 gn` (claim, value, arm).
 
     The value `best` is the one with the best mean; the arm `recomputed` is `bn recomputed`.
     """
@@ -52,7 +51,7 @@ def select_runs(frame: pd.DataFrame, name: str) -> pd.DataFrame:
 
 def get_difference(frame: pd.DataFrame, end: str, one: str, other: str) -> float:
     """Return the difference of two means, or the `low` or `high` end of its 95 % interval."""
-    if " " not in other:  # an arm alone: of the same recipe
+    if " " not in other:  # only an arm: same recipe or value
         other = f"{one.rpartition(' ')[0]} {other}"
     samples = [select_runs(frame, name).test.dropna() for name in (one, other)]
     mean, low, high, _ = contrast(samples, (1, -1))
@@ -60,7 +59,7 @@ def get_difference(frame: pd.DataFrame, end: str, one: str, other: str) -> float
 
 
 def get_number(frame: pd.DataFrame, name: str) -> str:
-    """Return the number of that name as a sentence writes it; KeyError if no run has it.
+    """Return the number of that name, formatted for a sentence; KeyError if there is none.
 
     muon bn              mean final test accuracy (%); also `batches 2 bn`, `rates best bn`
     muon bn minus gn     difference of two of these (points); also `minus reference bn`
@@ -69,7 +68,7 @@ def get_number(frame: pd.DataFrame, name: str) -> str:
     epochs to 70 muon bn mean number of epochs to 70 %, over the runs that get there
     scales bn            how many times smaller a channel's deviation is in C10 than in C1
     shift bn             change of C10's gradient, as a share of its norm
-    minutes muon bn      of all epochs, from the measured time of a step
+    minutes muon bn      minutes for all epochs, from the measured time per step
     """
     difference = re.fullmatch(r"(?:(low|high) )?(.+) minus (.+)", name)
     match name.split():
@@ -98,7 +97,7 @@ def get_number(frame: pd.DataFrame, name: str) -> str:
 
 
 def renew(text: str, tables: Mapping[str, str], get: Callable[[str], str]) -> str:
-    """Return a page with new tables between their markers, and new numbers before theirs."""
+    """Return a page with new tables between their markers and new numbers before their names."""
     for name, table in tables.items():
         pattern = rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)"
         text = re.sub(pattern, lambda _, new=table: f"{new}\n", text, flags=re.DOTALL)

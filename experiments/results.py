@@ -1,4 +1,4 @@
-"""Read the results of runs; names that the modules of experiments/ share."""
+"""Read the results of runs; define names that the modules of experiments/ share."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SPEED = ROOT / "results" / "speed"  # what experiments.benchmark measures
 COMPARED = ("bn", "gn", "ln")  # norms, each with a notebook
 NOTEBOOKS = {n: ROOT / f"ERA_Session8_{LABELS[n]}Normalization.ipynb" for n in COMPARED}
-SEEDS = (1, 2, 3, 4, 5)  # of the pages; runs of other seeds are ignored
+SEEDS = (1, 2, 3, 4, 5)  # the pages ignore runs of other seeds
 COMPARED_RECIPES = ("reference", "onecycle", "muon")  # of 20 epochs, in float32
 PARTS = ("train", "test", "validation")
 NO_RUNS = ("speed", ".ipynb_checkpoints")  # folders in results/
@@ -30,7 +30,7 @@ def load_data(recipe: Recipe) -> Data:
 
 
 def find_root() -> Path:
-    """Return the folder of CIFAR-10: CIFAR10_ROOT, by default data/ of the repository."""
+    """Return the folder of CIFAR-10: CIFAR10_ROOT, by default data/ in the repository."""
     return get_root(os.environ.get("CIFAR10_ROOT"), ROOT / "data")
 
 
@@ -40,7 +40,7 @@ def choose_precision() -> str:
 
 
 def load_result(path: Path) -> dict:
-    """Return the result in that file; ValueError if it is not of the run the file is named for."""
+    """Return the result in a file; ValueError unless it is of the run in the file's name."""
     with contextlib.suppress(ValueError, LookupError, TypeError):
         result = json.loads(path.read_text(encoding="utf-8"))
         recipe, precision = result["recipe"]["name"], result["environment"]["precision"]
@@ -51,7 +51,7 @@ def load_result(path: Path) -> dict:
 
 
 def make_row(result: dict, folder: str) -> dict:
-    """Return a result of that folder in results/ as a row of `load_frame`."""
+    """Return a row of `load_frame` from a result in a folder of results/."""
     name, history = result["recipe"]["name"], result["history"]
     first, _, value = name.partition("-")
     claim = {"claims": first, "tuning": folder}.get(folder, "")
@@ -79,7 +79,7 @@ def load_frame(folder: Path = ROOT / "results"):
 
 
 def load_speed() -> dict | None:
-    """Return what experiments.benchmark measured, if it has run: bfloat16 goes before float32."""
+    """Return what experiments.benchmark measured, preferably in bfloat16, or None."""
     paths = sorted(SPEED.glob("*.json"))
     return json.loads(paths[0].read_text(encoding="utf-8")) if paths else None
 
@@ -95,7 +95,7 @@ def load_model(path: Path) -> nn.Module:
 def is_done(run: Run, folder: Path, protocol: Mapping | None = None) -> bool:
     """Return whether `folder` has the run's result.
 
-    Raises ValueError if that is of another recipe or another protocol.
+    Raises ValueError if that result is of another recipe or another protocol.
     """
     path = run.get_path(folder, ".json")
     if not path.exists():

@@ -15,8 +15,8 @@ from experiments import results as records
 from runs import RECIPES, Run, Training
 
 WEIGHTS = records.ROOT / "results"
-# Severities 1, 3 and 5 of CIFAR-10-C (Hendrycks and Dietterich 2019), for comparison: from hardly
-# visible to hard for a person.
+# Severities 1, 3 and 5 of CIFAR-10-C (Hendrycks and Dietterich 2019), so that results compare: from
+# hardly visible to hard for a person.
 AMOUNTS = {
     "noise": (0.04, 0.08, 0.1),  # standard deviation, as a share of white
     "blur": (0.4, 0.7, 1.0),  # of a Gaussian, in pixels
@@ -33,7 +33,7 @@ def corrupt(images: torch.Tensor, corruption: str, amount: float, seed: int = SE
     if not amount:
         return images
     if corruption == "blur":
-        reach = math.ceil(4 * amount)  # pixels, to four deviations
+        reach = math.ceil(4 * amount)  # pixels, four deviations
         return v2_functional.gaussian_blur(images, 2 * reach + 1, amount)
     changed = images.float()
     if corruption == "noise":  # drawn on the CPU: the same on each device
@@ -48,7 +48,7 @@ def corrupt(images: torch.Tensor, corruption: str, amount: float, seed: int = SE
 def get_calibration_error(prediction: torch.Tensor, labels: torch.Tensor) -> float:
     """Return the expected calibration error (Guo et al. 2017) in percent, over BINS equal bins.
 
-    `prediction` is log-probabilities (N, 10); a bin holds its upper edge.
+    `prediction` is log-probabilities (N, 10); a bin includes its upper edge.
     """
     confidence, predicted = prediction.double().exp().max(dim=1)
     bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
@@ -57,7 +57,7 @@ def get_calibration_error(prediction: torch.Tensor, labels: torch.Tensor) -> flo
 
 
 def recompute(model: nn.Module) -> nn.Module:
-    """Return a copy that uses the statistics of each batch in evaluation, too."""
+    """Return a copy whose batch normalization uses batch statistics in evaluation, too."""
     model = copy.deepcopy(model)
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -92,7 +92,7 @@ def get_rows(model: nn.Module, dataset: TensorDataset, precision: str = "float32
 
 
 def measure(run: Run, training: Training) -> dict:
-    """Return the rows of that norm's and seed's committed network on `training`'s test images."""
+    """Evaluate the committed network of the run's norm and seed on the test images."""
     dataset = training.test_loader.dataset
     path = replace(run, recipe=RECIPES["muon"]).get_path(WEIGHTS, ".json")
     rows = get_rows(records.load_model(path), dataset, run.precision)

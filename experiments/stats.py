@@ -47,7 +47,7 @@ def contrast(samples, weights, pooled=False) -> tuple[float, float, float, float
     if pooled:
         variances = np.full(len(sizes), variances @ freedoms / freedoms.sum())
     parts = weights**2 * variances / sizes
-    if not parts.any():  # every run is at chance
+    if not parts.any():  # no variance: every run is at chance
         return mean, mean, mean, float(mean == 0)
     freedom = freedoms.sum() if pooled else parts.sum() ** 2 / (parts**2 / freedoms).sum()
     error = parts.sum() ** 0.5

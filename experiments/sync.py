@@ -3,7 +3,7 @@
     python -m experiments.sync            write what differs
     python -m experiments.sync --check    write nothing, and fail if something differs
 
-A text tagged `lesson` is each notebook's own. Code that changes loses its outputs.
+A cell tagged `lesson` keeps each notebook's own text. A code cell that changes loses its outputs.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from experiments.results import NOTEBOOKS
 
 
 def copy_cells(source: list, target: list, norm: str) -> list:
-    """Return the cells of `source` for that norm, with what is the target's own."""
+    """Return the cells of `source` for that norm, keeping the target's own texts and outputs."""
     own, cells = {cell.id: cell for cell in target}, copy.deepcopy(source)
     for cell in cells:
         old = own.get(cell.id, {})

@@ -1,4 +1,4 @@
-"""The tables of both pages, as Markdown, by the names of their markers."""
+"""The tables of the pages, as Markdown, by the names of their markers."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -31,7 +31,7 @@ def make_markdown(frame: pd.DataFrame) -> str:
 
 
 def quote(cells: pd.DataFrame, title: str) -> str:
-    """Return a table with names as code in its columns and in its index, under `title`."""
+    """Return a table with the names of columns and rows as code; `title` heads the rows."""
     columns = [f"`{name}`" if isinstance(name, str) else f"{name:g}" for name in cells]
     return make_markdown(cells.set_axis(columns, axis=1).rename("`{}`".format).rename_axis(title))
 
@@ -78,21 +78,21 @@ def format_difference(row) -> str:
 
 
 def format_found(row) -> str:
-    """Return a difference that was not declared, with its interval and p without correction."""
+    """Return a difference that was not declared, with its interval and uncorrected p."""
     digits = "+.2f" if abs(row.mean) > 0.1 else "+.3f"
     mean, low, high = (format(value, digits) for value in (row.mean, row.low, row.high))
     return f"{mean} ({low} to {high}), p {row.p:.2g}"
 
 
 def format_comparisons(answers: pd.DataFrame, title: str, write=format_difference) -> str:
-    """Return a table of differences, each as `write` has it."""
+    """Return a table of differences, each formatted by `write`."""
     cells: dict[str, dict[str, str]] = {}
     for row in answers.dropna(subset="mean").itertuples():
         cells.setdefault(row.row, {})[row.column] = write(row)
     return make_markdown(pd.DataFrame.from_dict(cells, "index").rename_axis(title).fillna("–"))
 
 
-PUBLISHED = {"bn": (81.10, 78.86), "gn": (80.30, 77.88), "ln": (79.91, 76.94)}  # of one run each
+PUBLISHED = {"bn": (81.10, 78.86), "gn": (80.30, 77.88), "ln": (79.91, 76.94)}  # one run each
 
 
 def make_results(compared: pd.DataFrame) -> str:
@@ -124,7 +124,7 @@ def make_tuning(trials: pd.DataFrame) -> str:
 
 
 def make_speed(compared: pd.DataFrame) -> str:
-    """Return the epochs to 70 % by arm and recipe, or how many runs get there if not all do."""
+    """Return the epochs to 70 % by arm and recipe; if not all runs get there, how many do."""
 
     def count(epochs: pd.Series) -> str:
         there = epochs.notna().sum()
@@ -149,10 +149,11 @@ def get_minutes(steps: Mapping, recipe: Recipe, kind: str = "ours") -> float:
 
 
 def make_minutes(frame: pd.DataFrame, speed: Mapping) -> str:
-    """Return the minutes to a final accuracy by norm; `speed` is that of `results.load_speed`.
+    """Return the minutes to a final accuracy by norm; `speed` is from `results.load_speed`.
 
-    The textbook loop is charged for the epochs until a run of `reference` is within 0.1 points of
-    its last accuracy and for no evaluation, `quick` for all its epochs and two evaluations each.
+    For the textbook loop these are the epochs until a run of `reference` first comes within 0.1
+    points of its last accuracy, without evaluation. For `quick` they are all epochs, with two
+    evaluations each.
     """
     frame, rows = select(frame, claim=""), {}
     ours = {"ours": speed["environment"]["precision"], "ours, float32": "float32"}
@@ -197,7 +198,7 @@ def make_shift(medians: pd.DataFrame, answers: pd.DataFrame) -> str:
 
 
 def make_robustness(rows: pd.DataFrame) -> str:
-    """Return accuracy (%), loss and calibration error (%) by arm, where each is hardest."""
+    """Return accuracy (%), loss and calibration error (%) by arm, on clean and worst images."""
     hard, cells = rows[rows.amount.isin((0, *frames.STRONGEST))], {}
     for (row, arm), part in hard.groupby(["row", "arm"], sort=False):
         accuracy, loss, error = format_mean(part.test), part.test_loss.mean(), part.ece.mean()
@@ -206,9 +207,9 @@ def make_robustness(rows: pd.DataFrame) -> str:
 
 
 def make_equivalence(sets: Mapping[str, pd.DataFrame]) -> str:
-    """Return the 90 % interval of the difference of each two arms of `muon`, by set of runs.
+    """Return the 90 % intervals of differences between arms of `muon`, by set of runs.
 
-    Bold where two one-sided tests, corrected by Holm over all pairs, exclude EQUIVALENT.
+    Bold: equivalent within EQUIVALENT by two one-sided tests, corrected by Holm over all pairs.
     """
     columns = {}
     for name, runs in sets.items():
@@ -225,7 +226,7 @@ def make_equivalence(sets: Mapping[str, pd.DataFrame]) -> str:
 
 
 def make_images(compared: pd.DataFrame, labels: np.ndarray) -> str:
-    """Return what seeds and test images add to the error of `muon`'s differences."""
+    """Return the error that seeds and test images add to differences between arms of `muon`."""
     muon, rows, right = select(compared, recipe="muon"), {}, {}
     for arm in COMPARED:
         digits = [r["test_predictions"].encode() for r in select(muon, arm=arm).result]
@@ -244,8 +245,8 @@ def make_images(compared: pd.DataFrame, labels: np.ndarray) -> str:
 def make_tables(frame: pd.DataFrame, labels=None, speed=None) -> dict[str, str]:
     """Return all tables by name.
 
-    `images` needs the labels of the test images, `minutes` a measured speed, and every table runs:
-    else they are absent.
+    A table without runs is left out, as is `images` without the labels of the test images, and
+    `minutes` without a measured speed.
     """
     compared, trials = frames.get_compared(frame), select(frame, claim="tuning")
     sets, answers = frames.get_sets(compared), stats.answer(comparisons.declare(frame))

@@ -1,4 +1,4 @@
-"""Networks that a claim varies: batch normalization of parts of a batch, and a deeper stack."""
+"""Variants of the network: batch normalization of parts of a batch, and deeper stacks."""
 
 from collections import OrderedDict
 
@@ -12,11 +12,11 @@ from runs import Recipe
 
 
 class GhostNorm(nn.BatchNorm2d):
-    """nn.BatchNorm2d that in training normalizes every `ghost` images by themselves.
+    """nn.BatchNorm2d that in training normalizes each part of `ghost` images separately.
 
-    Running averages move once per step, towards the means of the parts' statistics (ghost batches:
-    Hoffer et al. 2017). A loop is faster than a view of the parts as channels, which would need
-    the contiguous memory format.
+    These are ghost batches (Hoffer et al. 2017). Running averages move once per step, towards the
+    means of the parts' statistics. A loop is faster than a view of the parts as channels, which
+    would need the contiguous memory format.
     """
 
     def __init__(self, channels: int, ghost: int):
@@ -30,7 +30,7 @@ class GhostNorm(nn.BatchNorm2d):
         mean, var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
         parts = [
             F.batch_norm(part, mean, var, self.weight, self.bias, True, 1 / i, self.eps)
-            for i, part in enumerate(x.split(self.ghost), 1)  # 1 / i: mean and var become means
+            for i, part in enumerate(x.split(self.ghost), 1)  # 1 / i: to average over the parts
         ]
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(var, self.momentum)
@@ -40,8 +40,8 @@ class GhostNorm(nn.BatchNorm2d):
         return f"{super().extra_repr()}, ghost={self.ghost}"
 
 
-# How many blocks that keep width and size follow those of these names, by depth: the number of 3x3
-# convolutions as a multiple of the network's eight.
+# How many blocks of the same width and size are added after each named block, by depth, which is
+# the number of 3x3 convolutions as a multiple of the network's eight.
 ADDED = {1: {}, 2: {"C5": 3, "C6": 2, "C9": 3}, 4: {"C5": 8, "C6": 8, "C9": 8}}
 
 
