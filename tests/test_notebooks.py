@@ -1,8 +1,6 @@
 """What the notebooks hold, and that their cells can be run again; that they run is nbval's part."""
 
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from unittest import mock
 
@@ -158,17 +156,6 @@ def test_a_value_is_that_set_last_and_an_empty_variable_counts_as_unset(monkeypa
     assert "Layer normalization, 20 epochs of muon, seed 1\n" in said
     assert "Group normalization, 1 epochs of smoke, seed 7" in said
     assert "convolutions in float32" in said
-
-
-def test_a_missing_file_is_named_though_a_folder_has_its_name(tmp_path):
-    for module in {*MODULES} - {"runs.py"}:
-        (tmp_path / module).symlink_to(ROOT / module)
-    (tmp_path / "runs").mkdir()  # where a notebook's runs are
-    stub = "from unittest import mock; get_ipython = mock.Mock()\n"
-    code = stub + "\n".join(map(TransformerManager().transform_cell, get_code("bn")[:5]))
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert "'runs'" in done.stderr.strip().splitlines()[-1]
 
 
 @notebooks
