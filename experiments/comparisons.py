@@ -140,10 +140,10 @@ def compare_ghosts(frame: pd.DataFrame) -> list[Comparison]:
 
 def compare_depths(frame: pd.DataFrame) -> list[Comparison]:
     """Compare `bn` with `none` at each depth, and that difference at 32 and at 8 convolutions."""
-    depths = frames.get_claim(frame, "depth").sort_values("value")
-    tests = gather(depths.assign(value=(8 * depths.value).map("{:g}".format)), "value")
-    found = pair_up("depth-differences", tests, [("bn", "none")], "depth")
-    four = [tests.get((depth, arm), []) for depth in ("32", "8") for arm in ("bn", "none")]
+    tests = gather(frames.get_depths(frame).sort_values("value"), "value")
+    names = tests.rename("{:g}".format, level=0)
+    found = pair_up("depth-differences", names, [("bn", "none")], "depth")
+    four = [tests.get((depth, arm), []) for depth in (32, 8) for arm in ("bn", "none")]
     cell = ("depth-differences", "depth", "32 minus 8", "bn - none")
     return [*found, Comparison(*cell, four, (1, -1, -1, 1))]
 

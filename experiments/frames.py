@@ -58,6 +58,11 @@ def get_batches(frame: pd.DataFrame, claim: str = "batches") -> pd.DataFrame:
     return get_claim(pd.concat([frame, bn.assign(arm="bn recomputed", test=tests)]), claim)
 
 
+def get_depths(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs of `depth`, with the number of 3x3 convolutions as `value`."""
+    return get_claim(frame, "depth").assign(value=lambda runs: 8 * runs.value)
+
+
 def get_robustness(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one row per evaluation in `robustness`; `test` is accuracy (%), `row` a name."""
     rows = []

@@ -259,8 +259,6 @@ def make_tables(frame: pd.DataFrame, labels=None, speed=None) -> dict[str, str]:
     }
     tables["found"] = format_comparisons(found, "", format_found)
     ghosts = frames.get_batches(frame, "ghosts")
-    depths = frames.get_claim(frame, "depth")
-    depths = depths.assign(value=8 * depths.value)
     if labels is not None:
         tables["images"] = make_images(compared, labels)
     if speed is not None:
@@ -273,7 +271,9 @@ def make_tables(frame: pd.DataFrame, labels=None, speed=None) -> dict[str, str]:
         "speed": make_speed(compared),
         "batches": quote(batches, "images per batch"),
         "ghosts": quote(tabulate(ghosts, "value", format_tests), "images per part"),
-        "depth": quote(tabulate(depths, "value", format_tests), "3x3 convolutions"),
+        "depth": quote(
+            tabulate(frames.get_depths(frame), "value", format_tests), "3x3 convolutions"
+        ),
         "robustness": make_robustness(frames.get_robustness(frame)),
         "scales": make_scales(frames.get_scales(frame)),
         "shift": make_shift(frames.get_shift_medians(frame), select(answers, table="shift")),
