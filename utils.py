@@ -6,7 +6,6 @@ import json
 import math
 import statistics
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -424,31 +423,28 @@ COLUMNS = {
 CLEAN = 10_000
 
 
-class _Trained(NamedTuple):
-    """What `fit` remembers about a model; a reference to the model would keep it alive."""
+class Trained(NamedTuple):
+    """How a model was trained: `fit` sets it as `model.trained`, and `save_result` reads it."""
 
-    how: tuple  # the run, and its Training without the model
+    run: Run
     history: dict[str, list[float]]
     checkpoint: Path
     environments: list[dict]
-
-
-_trained: weakref.WeakKeyDictionary[nn.Module, _Trained] = weakref.WeakKeyDictionary()
 
 
 def fit(run: Run, training: Training, folder: str | Path = "checkpoints") -> dict[str, list[float]]:
     """Train for the recipe's epochs, print a line after each, and return the history.
 
     The history has one list per column in COLUMNS. Every epoch ends with a checkpoint in `folder`,
-    from which the same run resumes. Raises FloatingPointError if a number is not finite (the last
-    checkpoint is kept), ValueError if the checkpoint is damaged or another run's, or if the parts
-    do not belong together, and RuntimeError if the model is already trained in another way.
+    from which the same run resumes; a model that this run has trained already is left as it is.
+    Raises FloatingPointError if a number is not finite (the last checkpoint is kept), ValueError if
+    the checkpoint is damaged or another run's, or if the parts do not belong together, and
+    RuntimeError if the model is already trained in another way.
     """
     model, train_loader, test_loader, optimizer, scheduler, criterion = training
     _check_parts(training)
-    checkpoint, before = Checkpoint(run, training, folder), _trained.get(model)
-    how = (run, *training[1:])
-    if before and before.how == how and not checkpoint.path.exists():
+    checkpoint, before = Checkpoint(run, training, folder), getattr(model, "trained", None)
+    if before and before.run == run and not checkpoint.path.exists():
         history = before.history  # the cell was run again
     else:
         set_seed(run.seed)
@@ -458,7 +454,7 @@ def fit(run: Run, training: Training, folder: str | Path = "checkpoints") -> dic
         raise RuntimeError("This model is trained already: run the notebook from block 5 on.")
     clean = TensorDataset(*train_loader.dataset[:CLEAN])
     clean_loader = Loader(clean, test_loader.transforms, test_loader.batch_size)
-    _trained[model] = _Trained(how, history, checkpoint.path, checkpoint.environments)
+    model.trained = Trained(run, history, checkpoint.path, checkpoint.environments)
     say("epoch" + "".join(f"{column:>{max(8, len(column) + 1)}}" for column in COLUMNS))
     for epoch in range(1, run.recipe.epochs + 1):
         if epoch > done:
@@ -505,9 +501,9 @@ def save_result(
     trained the model, its run and history replace the arguments. The checkpoint of a finished run
     is deleted at the end.
     """
-    trained = _trained.get(training.model)
+    trained = getattr(training.model, "trained", None)
     if trained:  # the notebook may have changed its variables since
-        run, history = trained.how[0], trained.history
+        run, history = trained.run, trained.history
     path = run.get_path(folder, ".json")
     if run.recipe.data == CIFAR:
         used = Data(data.classes, training.train_loader.dataset, training.test_loader.dataset)

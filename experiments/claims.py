@@ -26,7 +26,7 @@ from cifar10 import Data
 from experiments import results as records
 from experiments import robustness
 from experiments.replicate import add_options, get_runs, run_left
-from experiments.results import COMPARED, ROOT, SEEDS
+from experiments.results import BARE, COMPARED, ROOT, SEEDS
 from experiments.variants import ADDED, make_network
 from runs import RECIPES, Recipe, Run, Training, check_finite, describe_run, make_json, write_whole
 
@@ -221,13 +221,13 @@ SEARCHED = vary("search", OPTIMIZERS | SCALED, epochs=10)
 GHOSTS = vary("ghosts", {f"{n}": SGD for n in (2, 4, 16, 64, 128)}, epochs=5)
 DEEPER = vary("depth", {f"{n}": MUON for n in ADDED}, lr=0.02, epochs=4)
 COMMITTED = vary("robustness", {"muon": MUON})
-BASELINES, HELD = ("none", "he"), {"held_out": HELD_OUT}
+HELD = {"held_out": HELD_OUT}
 RECOMPUTED, SCALES = {"recomputed_on": RECOMPUTED_ON}, {"images": SCALE_IMAGES}
 SHIFT = {"every": SHIFT_EVERY, "watched": list(WATCHED), "distances": list(DISTANCES)}
 CLAIMS = {
     "rates": Claim(measure_history, ARMS, vary("rates", RATES, epochs=4)),
-    "search": Claim(measure_history, (*BASELINES, "bn"), SEARCHED, HELD),
-    "baseline": Claim(measure_final, BASELINES, vary("baseline", OPTIMIZERS)),
+    "search": Claim(measure_history, (*BARE, "bn"), SEARCHED, HELD),
+    "baseline": Claim(measure_final, BARE, vary("baseline", OPTIMIZERS)),
     "optimizers": Claim(measure_final, ARMS[:4], vary("optimizers", SCALED), seeds=SEEDS),
     "batches": Claim(measure_averages, COMPARED, vary("batches", SIZES, epochs=5), RECOMPUTED),
     "scales": Claim(measure_scales, ARMS, vary("scales", {"0.05": SGD}, epochs=4), SCALES),

@@ -8,10 +8,9 @@ import pandas as pd
 
 from experiments import frames
 from experiments.frames import select
-from experiments.results import COMPARED, COMPARED_RECIPES
+from experiments.results import BARE, COMPARED, COMPARED_RECIPES
 from experiments.stats import Comparison
 
-BARE = ("he", "none")  # arms without a normalization
 PAIRS = list(combinations(COMPARED, 2))
 BN_PAIRS = PAIRS[:2]  # those with `bn`
 # Recipes whose steps don't depend on the gradient's size.

@@ -20,7 +20,6 @@ RECIPE_TITLES = {
     "normalized": "normalized steps",
     "muon": "Muon",
 }
-BASES = {"sgd": "onecycle"}  # recipes that trials name differently
 STRONGEST = tuple(amounts[-1] for amounts in robustness.AMOUNTS.values())
 MEASURES = {  # what `shift` measures, with names for tables
     **{f"change {layer}": f"change of {layer}'s gradient" for layer in WATCHED},
@@ -76,13 +75,14 @@ def get_robustness(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def get_trials(frame: pd.DataFrame, claim: str) -> pd.DataFrame:
-    """Return the runs of `search`, `baseline` or `optimizers`, with their recipe and rate.
+    """Return the runs of `search`, `baseline` or `optimizers`, named by optimizer, with their rate.
 
-    A diverged trial has a validation accuracy of CHANCE.
+    SGD is `onecycle`. A diverged trial has a validation accuracy of CHANCE.
     """
     trials = select(frame, claim=claim).fillna({"validation": CHANCE})
-    words = trials.value.str.split("-")
-    return trials.assign(recipe=words.str[0].replace(BASES), rate=words.str[1].astype(float))
+    recipes = trials.result.str["recipe"]
+    names = recipes.str["optimizer"].replace("sgd", "onecycle")
+    return trials.assign(recipe=names, rate=recipes.str["lr"])
 
 
 def get_compared(frame: pd.DataFrame) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from runs import LABELS, Recipe, Run, is_same_recipe
 ROOT = Path(__file__).resolve().parents[1]
 SPEED = ROOT / "results" / "speed"  # what experiments.benchmark measures
 COMPARED = ("bn", "gn", "ln")  # norms, each with a notebook
+BARE = ("he", "none")  # arms without a normalization
 NOTEBOOKS = {n: ROOT / f"ERA_Session8_{LABELS[n]}Normalization.ipynb" for n in COMPARED}
 SEEDS = (1, 2, 3, 4, 5)  # the pages ignore runs of other seeds
 COMPARED_RECIPES = ("reference", "onecycle", "muon")  # of 20 epochs, in float32

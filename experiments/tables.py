@@ -9,9 +9,9 @@ import pandas as pd
 from scipy.stats import ttest_ind
 
 from experiments import comparisons, frames, stats
-from experiments.comparisons import BARE, PAIRS
+from experiments.comparisons import PAIRS
 from experiments.frames import get_arms, select, tabulate
-from experiments.results import COMPARED, COMPARED_RECIPES
+from experiments.results import BARE, COMPARED, COMPARED_RECIPES
 from runs import LABELS, RECIPES, Recipe
 
 EPOCH, TEST_EPOCH = 391, 79  # steps: CIFAR-10 in batches of 128
