@@ -23,8 +23,8 @@ def post_points(x: torch.Tensor, changed: torch.Tensor, axes: Sequence[int]) -> 
     """Return a Figure of numbers before and after normalizing them over `axes`.
 
     `x` and `changed`, both (images, channels, positions), are the two rows; each image is a column.
-    Numbers of the same colour share a mean and a deviation. Dotted lines in the second row repeat
-    the lines of the first.
+    Numbers of the same colour share a mean and a deviation. In the second row those are pale whose
+    normalized value stays; dotted lines of the others repeat their lines of the first row.
     """
     sets = torch.arange(x.numel()).view_as(x).amin(axes, keepdim=True).expand_as(x)
     palette = ("#8E44AD", "#16A085", "#C0392B", "#7F8C8D")  # not used by any norm
@@ -39,28 +39,31 @@ def post_points(x: torch.Tensor, changed: torch.Tensor, axes: Sequence[int]) -> 
         for image, axis in enumerate(row):
             right = axis.twinx()
             right.set(ylim=(-2.2, 2.2), yticks=[])
-            axis.set(xlim=(-0.5, 1.5), yticks=[])
+            axis.set(xlim=(-0.5, 2.3), yticks=[])
             axis.set_xticks([0, 1], ["number", "normalized"])
-            axis.set(ylim=(before.min() - 0.15 * before.max(), 1.15 * before.max()))
+            low, high = before.min().item(), before.max().item()
+            axis.set(ylim=(low - 0.15 * high, 1.15 * high))
             parts = (before, values, x, after[0], sets)
             ends = zip(*(part[image].flatten().tolist() for part in parts), strict=True)
             for place, (start, end, old_start, old_end, number) in enumerate(ends):
-                color = colors[number]
-                aside = 0.06 + 0.2 * (place // 2)  # so that labels of two channels don't collide
-                text = {"va": "center", "color": color, "fontsize": 11}
-                axis.plot(0, start, "o", color=color)
-                axis.annotate(f"{start:g}", (-aside, start), ha="right", **text)
-                right.plot(1, end, "o", color=color)
-                right.annotate(f"{end:.1f}", (1 + aside, end), **text)
-                places = {"coordsA": axis.transData, "coordsB": right.transData, "color": color}
-                right.add_artist(ConnectionPatch((0, start), (1, end), **places))
-                if before is changed:
-                    places |= {"linestyle": ":", "alpha": 0.6}
-                    right.add_artist(ConnectionPatch((0, old_start), (1, old_end), **places))
+                color, moved = colors[number], abs(end - old_end) > 1e-3
+                fade = {"color": color, "alpha": 1 if moved or before is x else 0.4}
+                channel = place // 2  # labels of the second stand farther out
+                text = fade | {"va": "center", "weight": "bold" if moved else "normal"}
+                axis.plot(0, start, "o", **fade)
+                axis.annotate(f"{start:g}", (-0.06 - 0.2 * channel, start), ha="right", **text)
+                right.plot(1, end, "o", **fade)
+                told = f"{old_end:.1f} \N{RIGHTWARDS ARROW} {end:.1f}" if moved else f"{end:.1f}"
+                right.annotate(told, (1.06 + 0.6 * channel, end), **text)
+                places = {"coordsA": axis.transData, "coordsB": right.transData}
+                right.add_artist(ConnectionPatch((0, start), (1, end), **places, **fade))
+                if moved:
+                    dotted = places | {"color": color, "linestyle": ":", "alpha": 0.6}
+                    right.add_artist(ConnectionPatch((0, old_start), (1, old_end), **dotted))
                     right.plot(1, old_end, "o", color=color, markersize=11, fillstyle="none")
             what = "" if before is x else ", same numbers" if image else ", one number changed"
             axis.set_title(f"image {image + 1}{what}")
-    figure.supxlabel("dotted, to a ring: before the change", fontsize=11)
+    figure.supxlabel("below: pale is what stays; dotted, to a ring, what was", fontsize=11)
     return figure
 
 
@@ -211,13 +214,14 @@ def post_accuracyplots(
         for other, histories in committed.items():
             tests = [run[f"test_{key}"] for run in histories]
             tests = torch.tensor(tests, dtype=torch.float64)  # (runs, epochs)
-            count, x = f"{len(tests)} runs of the repository", range(1, tests.shape[1] + 1)
+            x = range(1, tests.shape[1] + 1)
             color = STYLES.get(other, STYLES["none"])["color"]
+            what = "range" if other == norm else "mean"
+            name = f"{LABELS[other]}: {what} of {len(tests)} runs of the repository"
             if other == norm:
                 band = (tests.amin(0).tolist(), tests.amax(0).tolist())
-                axis.fill_between(x, *band, color=color, alpha=0.25, linewidth=0, label=count)
+                axis.fill_between(x, *band, color=color, alpha=0.25, linewidth=0, label=name)
             else:
-                name = f"{LABELS[other]}: mean of {count}"
                 axis.plot(x, tests.mean(0), color=color, linewidth=0.9, label=name)
         axis.set_ylabel(label)
         axis.legend(fontsize=8, loc="lower right" if key == "acc" else "upper right")
