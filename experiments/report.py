@@ -36,12 +36,15 @@ MARKED = re.compile(r"([-+]?[\d.,]*)<!--= (.+?) -->")  # a number and its name
 def select_runs(frame: pd.DataFrame, name: str) -> pd.DataFrame:
     """Return the runs of that name: `muon bn` (recipe, arm) or `batches 2 gn` (claim, value, arm).
 
-    The value `best` is the one with the best mean; the arm `recomputed` is `bn recomputed`.
+    The value `best` is the one with the best mean; the arm `recomputed` is `bn recomputed`. Those
+    of `robustness` are a corruption and its amount: `robustness blur 1 ln`.
     """
     place, _, arm = name.rpartition(" ")
     arm, (claim, _, value) = arm.replace("recomputed", "bn recomputed"), place.partition(" ")
     if not value:
         return select(frames.get_compared(frame), recipe=claim, arm=arm)
+    if claim == "robustness":
+        return select(frames.get_robustness(frame), row=value, arm=arm)
     get = frames.get_batches if claim in ("batches", "ghosts") else frames.get_claim
     chosen = get(frame, claim)
     if value == "best":

@@ -107,7 +107,7 @@ def test_every_link_and_image_leads_somewhere(page):
 def test_the_names_recipes_and_variables_of_the_front_page_exist():
     row = next(line for line in README.splitlines() if line.startswith("| [utils.py]"))
     names = re.findall(r"`([A-Za-z_]+)`", row)
-    assert len(names) >= 12
+    assert names
     assert [name for name in names if not hasattr(utils, name)] == []
     variables = dict(re.findall(r"^\| `([A-Z0-9_]+)` \| (.*) \| `.*` \|$", README, re.M))
     assert set(re.findall(r"`(\w+)`", variables["RECIPE"])) <= set(utils.RECIPES)
