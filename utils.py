@@ -212,13 +212,10 @@ def get_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "sgd":
         decay = {"weight_decay": recipe.weight_decay}
         return torch.optim.SGD(model.parameters(), lr=recipe.lr, **decay, **options)
-    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    # Parametrizations keep the kernel under another name, and two convolutions may share one.
-    every = [p for m in convolutions for p in m.parameters() if p.shape == m.weight.shape]
-    kernels = {id(p): p for p in every}
-    others = [p for p in model.parameters() if id(p) not in kernels]
+    kernels = [p for p in model.parameters() if p.ndim == 4]
+    others = [p for p in model.parameters() if p.ndim != 4]
     groups = [
-        {"params": [*kernels.values()], "lr": recipe.lr, "weight_decay": recipe.weight_decay},
+        {"params": kernels, "lr": recipe.lr, "weight_decay": recipe.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
     if recipe.optimizer == "adamw":
@@ -231,8 +228,8 @@ class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024): SGD with momentum that orthogonalizes every update.
 
     The update of a parameter (out, ...) is a matrix (out, all else) whose singular values are all
-    near 1, so that no direction is neglected. Parameters with fewer than two dimensions and groups
-    with `orthogonal=False` are updated by SGD with momentum.
+    near 1, so that no direction is neglected. Groups with `orthogonal=False` are updated by SGD
+    with momentum.
     """
 
     def __init__(self, params, lr=0.02, momentum=0.95, nesterov=True, weight_decay=0.0):
@@ -254,7 +251,7 @@ class Muon(torch.optim.Optimizer):
             self.state[weight]["momentum_buffer"] = torch.zeros_like(gradient)
         average = self.state[weight]["momentum_buffer"]
         weight.mul_(1 - lr * group["weight_decay"])
-        if weight.ndim < 2 or not group["orthogonal"]:
+        if not group["orthogonal"]:
             average.mul_(momentum).add_(gradient)
             update = gradient.add(average, alpha=momentum) if group["nesterov"] else average
             weight.add_(update, alpha=-lr)
@@ -438,11 +435,13 @@ def fit(run: Run, training: Training, folder: str | Path = "checkpoints") -> dic
     The history has one list per column in COLUMNS. Every epoch ends with a checkpoint in `folder`,
     from which the same run resumes; a model that this run has trained already is left as it is.
     Raises FloatingPointError if a number is not finite (the last checkpoint is kept), ValueError if
-    the checkpoint is damaged or another run's, or if the parts do not belong together, and
+    the checkpoint is damaged or another run's, or if the optimizer is another model's, and
     RuntimeError if the model is already trained in another way.
     """
     model, train_loader, test_loader, optimizer, scheduler, criterion = training
-    _check_parts(training)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not held.issuperset(id(p) for p in model.parameters() if p.requires_grad):
+        raise ValueError("The optimizer lacks some of the model's parameters: run its cell again.")
     checkpoint, before = Checkpoint(run, training, folder), getattr(model, "trained", None)
     if before and before.run == run and not checkpoint.path.exists():
         history = before.history  # the cell was run again
@@ -470,18 +469,6 @@ def fit(run: Run, training: Training, folder: str | Path = "checkpoints") -> dic
             checkpoint.save(history)
         say(format_epoch(history, epoch, run.recipe.epochs))
     return history
-
-
-def _check_parts(training: Training) -> None:
-    """Raise ValueError unless the optimizer is the model's and the scheduler is the optimizer's."""
-    model, _, _, optimizer, scheduler, _ = training
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    wanted = {name: id(p) for name, p in model.named_parameters() if p.requires_grad}
-    if left := [name for name, number in wanted.items() if number not in held]:
-        said = f"The optimizer lacks {len(left)} of the model's {len(wanted)} parameters, such as "
-        raise ValueError(f"{said}{left[0]}. Run its cell again, or set their requires_grad=False.")
-    if getattr(scheduler, "optimizer", optimizer) is not optimizer:
-        raise ValueError("The scheduler is another optimizer's. Run the cell again that makes it.")
 
 
 def format_epoch(history: Mapping[str, Sequence[float]], epoch: int, epochs: int) -> str:

@@ -44,10 +44,8 @@ def get_arms(frame: pd.DataFrame) -> list[str]:
 
 
 def get_claim(frame: pd.DataFrame, claim: str) -> pd.DataFrame:
-    """Return a claim's runs with numeric `value`, without seeds that lack an arm at that value."""
-    chosen = select(frame, claim=claim)
-    sizes = chosen.groupby(["value", "seed"]).arm.transform("size")
-    return chosen[sizes == chosen.arm.nunique()].assign(value=lambda f: f.value.astype(float))
+    """Return a claim's runs with numeric `value`."""
+    return select(frame, claim=claim).assign(value=lambda runs: runs.value.astype(float))
 
 
 def get_batches(frame: pd.DataFrame, claim: str = "batches") -> pd.DataFrame:

@@ -23,15 +23,6 @@ from experiments.results import COMPARED, NOTEBOOKS, ROOT, SEEDS
 from models import NORMS
 from runs import RECIPES, Recipe, Run, get_seed
 
-# A job's process runs a module, and exits when its standard input closes, because then its parent
-# is gone: papermill would go on for hours. (A kernel ends with papermill.)
-JOB = """
-import os, runpy, sys, threading
-del sys.argv[0]
-threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
-runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-"""
-
 
 def make_job(run: Run) -> list[str]:
     """Return the papermill command for the run; norms without a notebook use that of bn."""
@@ -47,9 +38,9 @@ def run_job(name: str, job: Sequence[str], environment: Mapping[str, str]) -> st
     Raises RuntimeError if the job fails.
     """
     start, line = time.monotonic(), ""
-    piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     options = {"cwd": ROOT, "env": os.environ | environment, "encoding": "utf-8", **piped}
-    command = [sys.executable, "-c", JOB, *job]
+    command = [sys.executable, "-m", *job]
     with subprocess.Popen(command, errors="replace", **options) as process:
         for line in process.stdout:
             if "[IPKernelApp] WARNING" not in line:  # every kernel gives one
@@ -72,7 +63,7 @@ def run_all(jobs: Mapping[str, Sequence[str]], processes: int, threads: int) -> 
             said = future.exception() or future.result()
             print(f"{said} [{done} of {len(jobs)}, about {left:.0f} minutes left]", flush=True)
     except KeyboardInterrupt:
-        os._exit(130)  # without waiting for the jobs, which end with this process
+        os._exit(130)  # start no other job; Ctrl-C in a terminal interrupts the running ones, too
     if failures:
         sys.exit(f"{failures} of {len(jobs)} runs failed; to go on, give the same command again.")
 

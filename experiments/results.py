@@ -1,10 +1,8 @@
 """Read the results of runs; define names that the modules of experiments/ share."""
 
-import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -41,14 +39,8 @@ def choose_precision() -> str:
 
 
 def load_result(path: Path) -> dict:
-    """Return the result in a file; ValueError unless it is of the run in the file's name."""
-    with contextlib.suppress(ValueError, LookupError, TypeError):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        recipe, precision = result["recipe"]["name"], result["environment"]["precision"]
-        name = f"{recipe}-{result['norm']}-seed{result['seed']}.json"
-        if path.parts[-2:] == (precision, name):
-            return result
-    raise ValueError(f"{path} is not the result of the run of that name: move it away")
+    """Return the result in a file."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def make_row(result: dict, folder: str) -> dict:
@@ -93,17 +85,11 @@ def load_model(path: Path) -> nn.Module:
     return model.to(utils.get_device(), memory_format=torch.channels_last)
 
 
-def is_done(run: Run, folder: Path, protocol: Mapping | None = None) -> bool:
-    """Return whether `folder` has the run's result.
-
-    Raises ValueError if that result is of another recipe or another protocol.
-    """
+def is_done(run: Run, folder: Path) -> bool:
+    """Return whether `folder` has the run's result; ValueError if it is of another recipe."""
     path = run.get_path(folder, ".json")
     if not path.exists():
         return False
-    result = load_result(path)
-    if not is_same_recipe(result["recipe"], run.recipe):
+    if not is_same_recipe(load_result(path)["recipe"], run.recipe):
         raise ValueError(f"{path} is of another recipe of that name: move it away")
-    if protocol is not None and result.get("protocol", protocol) != protocol:
-        raise ValueError(f"{path} is of another protocol than {protocol}: move it away")
     return True

@@ -2,23 +2,17 @@
 
 import dataclasses
 import re
-from pathlib import Path
 
-import pytest
 import torch
 from torch.utils.data import TensorDataset
 
 import cifar10
 import runs
 import utils
+from experiments.results import NOTEBOOKS as NOTEBOOKS
+from experiments.results import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
-NOTEBOOKS = {
-    norm: ROOT / f"ERA_Session8_{name}Normalization.ipynb"
-    for norm, name in (("bn", "Batch"), ("gn", "Group"), ("ln", "Layer"))
-}
-
 PAGES = {
     page: (ROOT / page).read_text(encoding="utf-8")
     for page in ("README.md", "experiments/README.md")
@@ -28,12 +22,6 @@ OUR_NORMS = ("bn", "gn", "ln", "none")  # whatever else a user adds
 
 # Fields of a recipe that trains by Muon.
 MUON = {"optimizer": "muon", "lr": 0.03, "momentum": 0.95, "weight_decay": 0.05}
-
-
-def need_packages():
-    """Skip the module or the test where experiments/requirements.txt is not installed."""
-    for package in ("hypothesis", "pandas", "scipy", "tabulate"):
-        pytest.importorskip(package, reason="needs experiments/requirements.txt")
 
 
 def get_rows(page, marker):

@@ -95,6 +95,7 @@ def test_bad_file_is_named_with_its_remedy(served):
 
 
 def test_bad_mirrors_are_passed_over_for_the_next(tmp_path, mirrors, monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.tempdir", "elsewhere")  # from which files can't be moved
     bad = [mirrors[way] for way in ("other", "missing", "stall")]
     monkeypatch.setattr(cifar10, "MIRRORS", bad)
     with pytest.raises(ConnectionError) as error:
@@ -123,6 +124,7 @@ def test_archive_in_the_folder_is_used_if_whole(served, mirrors, monkeypatch):
 
 def test_sample_is_whole_and_moves_to_a_device():
     data = cifar10.load_sample()
+    assert " ".join(data.classes[2:8]) == "bird cat deer dog frog horse"
     moved = data.to(torch.device("meta"))
     for name, size in (("train", 200), ("test", 50)):
         images, labels = getattr(data, name).tensors
@@ -152,9 +154,8 @@ def test_bad_sample_is_named_with_its_remedy(content, tmp_path, monkeypatch):
         utils.get_data(get_recipe("smoke"), "nowhere", CPU)
 
 
-@pytest.mark.parametrize("norm", ["none", "bn"])
-def test_smoke_run_learns_the_sample_and_writes_nothing(norm):
-    run = make_run("smoke", norm, epochs=3)
+def test_smoke_run_learns_the_sample_and_writes_nothing():
+    run = make_run("smoke", "none", epochs=3)  # which learns it least
     data = utils.get_data(run.recipe, "nowhere", CPU)
     training = utils.assemble(run, data)
     history = utils.fit(run, training)

@@ -5,13 +5,10 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from common import make_run, need_packages, write_result
-
-need_packages()
-
-import utils  # noqa: E402
-from cifar10 import load_sample  # noqa: E402
-from experiments import compare  # noqa: E402
+import utils
+from cifar10 import load_sample
+from common import make_run, write_result
+from experiments import compare
 
 NORMS = ("bn", "gn", "ln")
 

@@ -4,13 +4,10 @@ import re
 
 import numpy as np
 
-from common import PAGES, ROOT, make_frame, need_packages
-
-need_packages()
-
-from cifar10 import load_sample  # noqa: E402
-from experiments import figures, frames  # noqa: E402
-from experiments.results import load_frame  # noqa: E402
+from cifar10 import load_sample
+from common import PAGES, ROOT, make_frame
+from experiments import figures, frames
+from experiments.results import load_frame
 
 
 def get_lines(axis):

@@ -2,17 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from common import make_frame, need_packages
-
-need_packages()
-
-import numpy as np  # noqa: E402
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-
-from experiments import frames  # noqa: E402
+from common import make_frame
+from experiments import frames
 
 GAINS = st.lists(st.floats(0.01, 5), min_size=1, max_size=8)  # by epoch
 
@@ -35,13 +31,6 @@ def test_a_level_is_crossed_the_first_time():
     assert frames.interpolate(losses, values, 1.0) == 20
     assert frames.interpolate(losses, values, 0.9) == pytest.approx(45)
     assert math.isnan(frames.find_crossing([], 60)), "it diverged"
-
-
-def test_a_seed_that_lacks_an_arm_is_left_out_at_that_value_alone():
-    tests = {(f"rates-{v}", arm): [50, 60] for v in (1, 3) for arm in ("bn", "gn")}
-    frame = make_frame(tests | {("rates-3", "gn"): [50]})
-    seeds = frames.get_claim(frame, "rates").groupby("value").seed.agg(set)
-    assert seeds.to_dict() == {1.0: {1, 2}, 3.0: {1}}
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,12 @@ import os
 import re
 import shutil
 
+import pandas as pd
 import pytest
 
-from common import NOTEBOOKS, PAGES, ROOT, make_frame, need_packages
-
-need_packages()
-
-import pandas as pd  # noqa: E402
-
-from experiments import report  # noqa: E402
-from experiments.tables import make_tables  # noqa: E402
+from common import NOTEBOOKS, PAGES, ROOT, make_frame
+from experiments import report
+from experiments.tables import make_tables
 
 
 def run(*options, root=ROOT):

@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 import utils
 from cifar10 import load_sample
-from common import make_run, need_packages, write_result
+from common import make_run, write_result
 from experiments import claims, robustness
 from experiments import results as records
 from runs import RECIPES
@@ -89,7 +89,6 @@ def test_recomputed_statistics_are_those_of_the_corrupted_batch():
 
 
 def test_the_claim_is_measured_of_the_committed_weights(tmp_path, monkeypatch):
-    need_packages()
     model, run = make_trained("ln"), make_run("muon", "ln", 2)
     loader = utils.Loader(SAMPLE.test, utils.get_test_transforms(), 500)
     path = write_result(tmp_path, run)

@@ -2,18 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from common import need_packages
-
-need_packages()
-
-import numpy as np  # noqa: E402
-import scipy.stats  # noqa: E402
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-
-from experiments import stats  # noqa: E402
+from experiments import stats
 
 ACCURACIES = st.lists(st.floats(10, 90).map(lambda x: round(x, 2)), min_size=2, max_size=6)
 

@@ -2,16 +2,12 @@
 
 import math
 
+import pandas as pd
 import pytest
 
-from common import PAGES, make_frame, need_packages, read_table
-
-need_packages()
-
-import pandas as pd  # noqa: E402
-
-from experiments import comparisons, frames, stats, tables  # noqa: E402
-from experiments.results import COMPARED_RECIPES, load_frame  # noqa: E402
+from common import PAGES, make_frame, read_table
+from experiments import comparisons, frames, stats, tables
+from experiments.results import COMPARED_RECIPES, load_frame
 
 
 @pytest.fixture(scope="module")

@@ -125,6 +125,8 @@ def test_rotation_and_resizing_are_an_affine_map_with_reflected_borders():
         assert 0.8 < draw.max() < 1.02
         assert draw.mean() == pytest.approx(0, abs=0.25)  # four deviations
     assert abs(np.corrcoef(*draws)[0, 1]) < 0.4
+    for alone in ({"rotation": 10.0}, {"resize": 0.1}):
+        assert not torch.equal(augment(images, **alone), images)
 
 
 def test_a_loader_gives_every_image_once_an_epoch_normalized_with_its_label():
@@ -192,7 +194,7 @@ def test_muon_is_pytorch_s_to_the_last_bit(momentum, nesterov):
     torch.manual_seed(0)
     model = Session8Net("gn")
     model.tall = nn.Conv2d(3, 30, 3)  # more rows than columns, and with a bias
-    model.scale = nn.Parameter(torch.rand(1, 10, 1, 1))  # of a norm of the user's own
+    model.scale = nn.Parameter(torch.rand(10))  # of a norm of the user's own
     model = model.to(memory_format=torch.channels_last)
     kernels = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
     others = [p for p in model.parameters() if not any(p is kernel for kernel in kernels)]
@@ -368,6 +370,7 @@ def test_all_is_computed_in_its_precision_in_channels_last_and_kept_memory(
     model, train_loader, test_loader, *rest = parts
     monkeypatch.setattr(utils, "keep_memory", lambda: kept.append(1))
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(lambda *args: computed.append(args[2]))
@@ -381,8 +384,10 @@ def test_all_is_computed_in_its_precision_in_channels_last_and_kept_memory(
         assert all(x.is_contiguous(memory_format=torch.channels_last) for x in computed)
         assert kept
         computed.clear(), kept.clear()
+    assert torch.backends.cudnn.deterministic
     assert not torch.backends.cudnn.allow_tf32
-    assert utils.predict(model, test_loader, precision)[0].dtype == torch.float32
+    prediction, _ = utils.predict(model, test_loader, precision)
+    assert (prediction.dtype, prediction.requires_grad) == (torch.float32, False)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
@@ -464,8 +469,11 @@ def test_points_lead_from_numbers_to_normalized_numbers():
     for row, norms in enumerate((x, changed)):
         expected = F.batch_norm(norms, None, None, training=True, eps=1e-12)
         for image in (0, 1):
-            dots = [line.get_ydata()[0] for line in axes[4 + 2 * row + image].lines]
-            assert dots[:: 1 + row] == pytest.approx(expected[image].flatten().tolist(), abs=1e-5)
+            drawn = axes[4 + 2 * row + image].lines
+            dots = [line for line in drawn if line.get_fillstyle() != "none"]  # not the rings
+            ends = [line.get_ydata()[0] for line in dots]
+            assert ends == pytest.approx(expected[image].flatten().tolist(), abs=1e-5)
+    assert [dot.get_alpha() < 1 for dot in dots] == [False, False, True, True], "what stays is pale"
 
 
 def test_histograms_are_of_one_channel_and_name_its_zeros():
@@ -483,6 +491,19 @@ def test_lines_have_the_style_and_the_name_of_their_norm():
     assert (first.get_label(), first.get_color()) == ("Group", utils.STYLES["gn"]["color"])
     assert list(first.get_ydata()) == [1.0, 0.1]
     assert second.get_label() == "mine"
+    means, values = (
+        utils.post_lines({"mine": {1: 0.0, 2: 4.0, 3: 6.0}}, "", "", "", 2).axes[0].lines
+    )
+    assert means.get_xydata().tolist() == [[2, 2], [3, 5]]
+    assert values.get_xydata().tolist() == [[1, 0], [2, 4], [3, 6]]
+
+
+def test_a_signal_is_drawn_before_and_after_its_normalization():
+    before = torch.tensor([1.0, 3.0])
+    axes = utils.post_signal({"bn": {"C1": (before, before / 4)}}).axes
+    drawn = {axis.get_title(): axis.lines[0].get_ydata()[0] for axis in axes}
+    scale = before.std().item()
+    assert drawn == {"before the normalization": scale, "after the normalization": scale / 4}
 
 
 def test_a_run_is_compared_with_the_five_that_are_committed():
@@ -496,7 +517,12 @@ def test_a_run_is_compared_with_the_five_that_are_committed():
         accuracy = np.mean(ends) + share * half
         assert f"is {said} " in utils.compare_with_committed(run, accuracy, committed)
     figure = utils.post_accuracyplots(committed["gn"][0], "Curves", "gn", committed)
-    (band,) = next(a for a in figure.axes if a.get_ylabel() == "accuracy (%)").collections
+    axis = next(a for a in figure.axes if a.get_ylabel() == "accuracy (%)")
+    lasts = [line.get_ydata()[-1].item() for line in axis.lines]
+    for norm in ("bn", "ln"):
+        mean = np.mean([history["test_acc"][-1] for history in committed[norm]])
+        assert any(last == pytest.approx(mean) for last in lasts)
+    (band,) = axis.collections
     assert {min(ends), max(ends)} <= {*band.get_paths()[0].vertices[:, 1].tolist()}
     for other in (make_run("smoke"), make_run("muon", lr=0.02)):
         assert utils.load_committed(other) == {}
