@@ -37,6 +37,14 @@ def test_the_code_differs_in_one_line_and_a_text_only_where_it_is_a_lessons_own(
     assert not end.value.code, capsys.readouterr().out
 
 
+def test_a_code_cell_that_changes_loses_its_outputs():
+    output = nbformat.v4.new_output("stream", text="1")
+    one, two = (nbformat.v4.new_code_cell(code, id="a", outputs=[output]) for code in "12")
+    for old, outputs in ((one, [output]), (two, [])):
+        (cell,) = sync.copy_cells([one], [old], "gn")
+        assert (cell.source, cell.outputs) == ("1", outputs)
+
+
 @notebooks
 def test_a_cell_is_short_and_defines_nothing_and_a_figure_has_a_text_of_its_own(norm):
     for source in get_code(norm):
