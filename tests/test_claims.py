@@ -100,7 +100,8 @@ def test_a_value_has_the_recipe_and_the_protocol_that_its_results_record(claim):
     for result in results or pytest.skip("there are no results yet"):
         name = result["recipe"]["name"]
         assert is_same_recipe(result["recipe"], recipes[name]), name
-        protocol = json.loads(json.dumps(claims.CLAIMS[claim].protocol))
+        settings = claims.CLAIMS[claim].get_settings(Run(recipes[name], "bn", 1, "float32"))
+        protocol = json.loads(json.dumps(claims.CLAIMS[claim].protocol)) | settings
         assert result.get("protocol", protocol) == protocol
 
 
