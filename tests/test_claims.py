@@ -78,6 +78,16 @@ def test_deviations_are_those_of_each_channel_of_a_block():
     assert deviations["C1"][3] == pytest.approx(output[:, 3].flatten().std().item(), rel=1e-4)
 
 
+def test_smoothness_is_the_largest_change_of_the_gradient_per_distance():
+    def get(weights):  # of the loss w ** 4
+        return (weights["w"] ** 4).item(), {"w": 4 * weights["w"] ** 3}
+
+    line = claims.get_line(get, {"w": torch.ones(1)}, 0.1)
+    changes = {d: abs((1 - 0.4 * d) ** 3 - 1) for d in claims.DISTANCES}
+    assert line["change"] == pytest.approx(max(changes.values()))
+    assert line["smoothness"] == pytest.approx(max(c / d for d, c in changes.items()))
+
+
 def test_he_initialization_has_the_variance_of_its_paper():
     model, *_ = utils.assemble(Run(claims.SGD, "he", 1, "float32"), DATA)
     kernel = model.layers.C2.conv.weight  # 16 inputs of 3 x 3
