@@ -29,7 +29,7 @@ collect_ignore = [] if WHOLE else [f"tests/test_{name}.py" for name in NEEDING]
 
 
 def pytest_report_header():
-    return "" if WHOLE else "Without experiments/requirements.txt, its tests are left out."
+    return [] if WHOLE else "Without experiments/requirements.txt, its tests are left out."
 
 
 def pytest_configure(config):

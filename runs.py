@@ -16,10 +16,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import TensorDataset
 
 from cifar10 import CIFAR, SAMPLE, Data
@@ -253,6 +254,7 @@ def describe_training(training: Training) -> dict[str, Any]:
     settings |= criterion.state_dict() if isinstance(criterion, nn.Module) else {}
     with contextlib.suppress(OSError, TypeError):  # a function's text is only its name
         settings["source"] = inspect.getsource(criterion)
+    cycled = {"momentum", "betas"} if getattr(scheduler, "cycle_momentum", False) else set()
     description = {
         "network": str(model),
         "parameters": sum(p.numel() for p in parameters),
@@ -263,7 +265,7 @@ def describe_training(training: Training) -> dict[str, Any]:
         "train_loader": str(train_loader),
         "test_loader": str(test_loader),
     }
-    return _make_plain(description, _MOVING)
+    return _make_plain(description, _MOVING | cycled)
 
 
 _MOVING = {"params", "lr", "last_epoch", "training", "T_cur", "T_i"}
@@ -335,6 +337,8 @@ class Checkpoint:
         state |= {"environments": self.environments, "cpu_rng": torch.get_rng_state()}
         if self.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+        # `weights_only` would refuse to load NumPy's numbers, such as a learning rate.
+        state = tree_map(lambda leaf: leaf.item() if isinstance(leaf, np.generic) else leaf, state)
         write_whole({self.path: make_pt(state)})
 
     def load(self) -> dict[str, list[float]]:

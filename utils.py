@@ -212,10 +212,13 @@ def get_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "sgd":
         decay = {"weight_decay": recipe.weight_decay}
         return torch.optim.SGD(model.parameters(), lr=recipe.lr, **decay, **options)
-    kernels = [p for p in model.parameters() if p.ndim == 4]
-    others = [p for p in model.parameters() if p.ndim != 4]
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    # Parametrizations keep the kernel under another name, and two convolutions may share one.
+    every = [p for m in convolutions for p in m.parameters() if p.shape == m.weight.shape]
+    kernels = {id(p): p for p in every}
+    others = [p for p in model.parameters() if id(p) not in kernels]
     groups = [
-        {"params": kernels, "lr": recipe.lr, "weight_decay": recipe.weight_decay},
+        {"params": [*kernels.values()], "lr": recipe.lr, "weight_decay": recipe.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
     if recipe.optimizer == "adamw":
@@ -228,8 +231,8 @@ class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024): SGD with momentum that orthogonalizes every update.
 
     The update of a parameter (out, ...) is a matrix (out, all else) whose singular values are all
-    near 1, so that no direction is neglected. Groups with `orthogonal=False` are updated by SGD
-    with momentum.
+    near 1, so that no direction is neglected. Parameters with fewer than two dimensions and groups
+    with `orthogonal=False` are updated by SGD with momentum.
     """
 
     def __init__(self, params, lr=0.02, momentum=0.95, nesterov=True, weight_decay=0.0):
@@ -251,7 +254,7 @@ class Muon(torch.optim.Optimizer):
             self.state[weight]["momentum_buffer"] = torch.zeros_like(gradient)
         average = self.state[weight]["momentum_buffer"]
         weight.mul_(1 - lr * group["weight_decay"])
-        if not group["orthogonal"]:
+        if weight.ndim < 2 or not group["orthogonal"]:
             average.mul_(momentum).add_(gradient)
             update = gradient.add(average, alpha=momentum) if group["nesterov"] else average
             weight.add_(update, alpha=-lr)
@@ -424,6 +427,7 @@ class Trained(NamedTuple):
     """How a model was trained: `fit` sets it as `model.trained`, and `save_result` reads it."""
 
     run: Run
+    identity: dict  # of the run, its parts and its data: see Checkpoint
     history: dict[str, list[float]]
     checkpoint: Path
     environments: list[dict]
@@ -435,15 +439,17 @@ def fit(run: Run, training: Training, folder: str | Path = "checkpoints") -> dic
     The history has one list per column in COLUMNS. Every epoch ends with a checkpoint in `folder`,
     from which the same run resumes; a model that this run has trained already is left as it is.
     Raises FloatingPointError if a number is not finite (the last checkpoint is kept), ValueError if
-    the checkpoint is damaged or another run's, or if the optimizer is another model's, and
+    the checkpoint is damaged or another run's, or if the parts do not belong together, and
     RuntimeError if the model is already trained in another way.
     """
     model, train_loader, test_loader, optimizer, scheduler, criterion = training
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not held.issuperset(id(p) for p in model.parameters() if p.requires_grad):
         raise ValueError("The optimizer lacks some of the model's parameters: run its cell again.")
+    if getattr(scheduler, "optimizer", optimizer) is not optimizer:
+        raise ValueError("The scheduler is another optimizer's: run its cell again.")
     checkpoint, before = Checkpoint(run, training, folder), getattr(model, "trained", None)
-    if before and before.run == run and not checkpoint.path.exists():
+    if before and before.identity == checkpoint.identity and not checkpoint.path.exists():
         history = before.history  # the cell was run again
     else:
         set_seed(run.seed)
@@ -453,7 +459,8 @@ def fit(run: Run, training: Training, folder: str | Path = "checkpoints") -> dic
         raise RuntimeError("This model is trained already: run the notebook from block 5 on.")
     clean = TensorDataset(*train_loader.dataset[:CLEAN])
     clean_loader = Loader(clean, test_loader.transforms, test_loader.batch_size)
-    model.trained = Trained(run, history, checkpoint.path, checkpoint.environments)
+    how = (checkpoint.identity, history, checkpoint.path, checkpoint.environments)
+    model.trained = Trained(run, *how)
     say("epoch" + "".join(f"{column:>{max(8, len(column) + 1)}}" for column in COLUMNS))
     for epoch in range(1, run.recipe.epochs + 1):
         if epoch > done:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 from torch.optim import lr_scheduler
 from torch.utils.data import TensorDataset
 
@@ -197,17 +198,22 @@ def test_the_cells_run_again_after_the_result_show_the_same(capsys):
     assert not read_all("mine"), "the checkpoint goes from the folder that fit was given"
     assert utils.fit(RUN, training, "mine") == history
     assert capsys.readouterr().out == first
-    with pytest.raises(RuntimeError, match="trained already"):
-        utils.fit(make_run(**SMALL, seed=2), training, "mine")
+    plain = utils.Loader(training.train_loader.dataset, training.test_loader.transforms, 32, True)
+    others = (make_run(**SMALL, seed=2), training), (RUN, training._replace(train_loader=plain))
+    for run, other in others:  # what did not train this model
+        with pytest.raises(RuntimeError, match="trained already"):
+            utils.fit(run, other, "mine")
     result = save_result(training, run=make_run(**SMALL, norm="gn", seed=2))
     assert (result["norm"], result["seed"]) == ("bn", 1), "of the run that was trained"
 
 
-def test_another_models_optimizer_is_refused_before_the_first_epoch(monkeypatch):
+def test_parts_that_do_not_belong_together_are_refused_before_the_first_epoch(monkeypatch):
     monkeypatch.setattr(utils, "train", mock.Mock(side_effect=AssertionError))
     one, other = (prepare(RUN, make_dataset(64)) for _ in range(2))
     with pytest.raises(ValueError, match="optimizer lacks some of the model's parameters"):
         utils.fit(RUN, one._replace(optimizer=other.optimizer, scheduler=other.scheduler))
+    with pytest.raises(ValueError, match="scheduler is another optimizer's"):
+        utils.fit(RUN, one._replace(scheduler=other.scheduler))
     one.model.layers.C1.requires_grad_(False)  # what is frozen needs no optimizer
     rest = [p for p in one.model.parameters() if p.requires_grad]
     with pytest.raises(AssertionError):  # it trains
@@ -287,6 +293,28 @@ def test_another_loss_in_the_same_kernel_does_not_get_the_first_ones_history():
     first = fit(training=use(None))
     check_refused(RUN, use(WEIGHTS), "loss", PATH.read_bytes())
     assert is_same(fit(training=use(None)), first), "the same, at another address"
+
+
+def test_a_schedule_that_moves_the_momentum_does_not_change_the_description():
+    training = prepare(RUN)
+    own = torch.optim.Adam(training.model.parameters())
+    training = with_optimizer(training, own, lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=6)
+    before = runs.describe_training(training)
+    for part in (own, training.scheduler) * 3:
+        part.step()
+    assert runs.describe_training(training) == before
+
+
+@pytest.mark.parametrize("kind", [np.float64, torch.tensor])
+def test_a_rate_of_another_library_goes_on(kind):
+    def use():
+        training = prepare(RUN, make_dataset(64))
+        own = torch.optim.SGD(training.model.parameters(), lr=kind(0.1))
+        return with_optimizer(training, own, lr_scheduler.StepLR, step_size=3)
+
+    interrupt(3, training=use())
+    history, _ = fit(training=use())
+    assert history["lr"] == pytest.approx([0.1, 0.1, 0.01])
 
 
 class Trap:
@@ -465,6 +493,18 @@ def step(change=lambda model: None, **fields):
     return model, {n: before[n] - p.detach() for n, p in model.named_parameters()}, optimizer
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_parametrized_kernels_move(optimizer):
+    def change(model):
+        wraps = itertools.cycle([parametrizations.weight_norm, parametrizations.spectral_norm])
+        for module in [module for module in model.modules() if isinstance(module, nn.Conv2d)]:
+            next(wraps)(module)
+
+    _, moves, made = step(change, optimizer=optimizer)
+    assert [p.ndim for p in made.param_groups[0]["params"]] == [4] * 11
+    assert all(move.any() for move in moves.values())
+
+
 def test_a_tied_kernel_moves_once_and_a_frozen_or_unused_one_stays():
     def change(model):
         model.layers.C9.conv.weight = model.layers.C5.conv.weight
@@ -476,6 +516,17 @@ def test_a_tied_kernel_moves_once_and_a_frozen_or_unused_one_stays():
     assert 0.6 < torch.linalg.matrix_norm(turned, 2) < 1.3, "singular values are near 1"
     assert not moves["layers.C1.conv.weight"].any()
     assert not moves["unused.weight"].any()
+
+
+def test_a_bias_that_is_added_moves_by_sgd():
+    ours, theirs = (nn.Parameter(torch.ones(4)) for _ in range(2))
+    optimizer = utils.get_optimizer(Session8Net("bn"), make_run("muon").recipe)
+    optimizer.add_param_group({"params": [ours], "lr": 0.1})
+    sgd = torch.optim.SGD([theirs], lr=0.1, momentum=0.95, nesterov=True)
+    for made in (optimizer, sgd) * 2:
+        ours.grad = theirs.grad = torch.full((4,), 2.0)
+        made.step()
+    assert torch.equal(ours, theirs)
 
 
 def test_normalized_moves_kernels_by_its_rate_and_the_rest_as_sgd():

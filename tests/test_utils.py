@@ -194,7 +194,7 @@ def test_muon_is_pytorch_s_to_the_last_bit(momentum, nesterov):
     torch.manual_seed(0)
     model = Session8Net("gn")
     model.tall = nn.Conv2d(3, 30, 3)  # more rows than columns, and with a bias
-    model.scale = nn.Parameter(torch.rand(10))  # of a norm of the user's own
+    model.scale = nn.Parameter(torch.rand(1, 10, 1, 1))  # of a norm of the user's own
     model = model.to(memory_format=torch.channels_last)
     kernels = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
     others = [p for p in model.parameters() if not any(p is kernel for kernel in kernels)]
@@ -491,9 +491,8 @@ def test_lines_have_the_style_and_the_name_of_their_norm():
     assert (first.get_label(), first.get_color()) == ("Group", utils.STYLES["gn"]["color"])
     assert list(first.get_ydata()) == [1.0, 0.1]
     assert second.get_label() == "mine"
-    means, values = (
-        utils.post_lines({"mine": {1: 0.0, 2: 4.0, 3: 6.0}}, "", "", "", 2).axes[0].lines
-    )
+    lines = {"mine": {1: 0.0, 2: 4.0, 3: 6.0}}
+    means, values = utils.post_lines(lines, "", "", "", window=2).axes[0].lines
     assert means.get_xydata().tolist() == [[2, 2], [3, 5]]
     assert values.get_xydata().tolist() == [[1, 0], [2, 4], [3, 6]]
 
