@@ -76,7 +76,7 @@ def find(frame: pd.DataFrame, compared: pd.DataFrame, both: pd.DataFrame) -> lis
     losses = compared.history.map(lambda history: history.get("test_loss", [math.nan])[-1])
     muon = compared.assign(loss=losses, row="muon: test loss").query("recipe == 'muon'")
     found += pair_up(table, gather(muon, "row", "loss"), BN_PAIRS)
-    batches = frames.get_batches(frame)
+    batches = frames.get_claim(frame, "batches")
     batches = batches.assign(row=batches.value.map("batches of {:g}".format)).sort_values("value")
     tests, few, many = gather(batches, "row"), "batches of 2", "batches of 64"
     found += pair_up(table, tests[tests.index.isin((many, "batches of 256"), 0)], BN_PAIRS)
@@ -102,7 +102,7 @@ def declare(frame: pd.DataFrame) -> list[Comparison]:
     for column, title in (("clean_gap", "train minus test"), ("at loss", "test at equal loss")):
         named = compared.assign(row=compared.recipe + f": {title}")
         found += pair_up("gaps", gather(named, "row", column), BN_PAIRS)
-    batches = frames.get_batches(frame).sort_values("value")
+    batches = frames.get_claim(frame, "batches").sort_values("value")
     few = batches[batches.value < 16]
     small = gather(few.assign(value=few.value.map("{:g}".format)), "value")
     found += pair_up("batch-differences", small, BN_PAIRS, "small")
@@ -130,7 +130,7 @@ def compare_optimizers(frame: pd.DataFrame) -> list[Comparison]:
 
 def compare_ghosts(frame: pd.DataFrame) -> list[Comparison]:
     """Compare `bn` using statistics of whole batches with `bn` using those of their parts."""
-    tests = gather(frames.get_batches(frame, "ghosts"), "value")
+    tests = gather(frames.get_claim(frame, "ghosts"), "value")
     whole = tests.get((128, "bn"), [])
     parts = {f"{n} images": [whole, tests.get((n, "bn"), [])] for n in (2, 4, 16, 64)}
     cell = ("ghost-differences", "ghosts", "whole batch minus parts of")
@@ -139,7 +139,7 @@ def compare_ghosts(frame: pd.DataFrame) -> list[Comparison]:
 
 def compare_depths(frame: pd.DataFrame) -> list[Comparison]:
     """Compare `bn` with `none` at each depth, and that difference at 32 and at 8 convolutions."""
-    tests = gather(frames.get_depths(frame).sort_values("value"), "value")
+    tests = gather(frames.get_claim(frame, "depth").sort_values("value"), "value")
     names = tests.rename("{:g}".format, level=0)
     found = pair_up("depth-differences", names, [("bn", "none")], "depth")
     four = [tests.get((depth, arm), []) for depth in (32, 8) for arm in ("bn", "none")]

@@ -203,7 +203,7 @@ def draw_figures(frame: pd.DataFrame, data: Data | None = None) -> dict[str, Fig
         "robustness": draw_robustness(frames.get_robustness(frame)),
         "rates": draw_values(*rates, "center left"),
         "batches": draw_values(
-            frames.get_batches(frame), "images per batch", grown, "lower center"
+            frames.get_claim(frame, "batches"), "images per batch", grown, "lower center"
         ),
         "scales": draw_scales(frames.get_scales(frame)),
         "cubes": utils.post_cubes(),

@@ -44,20 +44,15 @@ def get_arms(frame: pd.DataFrame) -> list[str]:
 
 
 def get_claim(frame: pd.DataFrame, claim: str) -> pd.DataFrame:
-    """Return a claim's runs with numeric `value`."""
-    return select(frame, claim=claim).assign(value=lambda runs: runs.value.astype(float))
+    """Return a claim's runs with numeric `value`, for `depth` the number of 3x3 convolutions.
 
-
-def get_batches(frame: pd.DataFrame, claim: str = "batches") -> pd.DataFrame:
-    """Return the runs of `batches` or `ghosts`, with `bn recomputed` as an additional arm."""
-    bn = select(frame, claim=claim, arm="bn")
-    tests = [result.get("recomputed_acc", math.nan) for result in bn.result]
-    return get_claim(pd.concat([frame, bn.assign(arm="bn recomputed", test=tests)]), claim)
-
-
-def get_depths(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the runs of `depth`, with the number of 3x3 convolutions as `value`."""
-    return get_claim(frame, "depth").assign(value=lambda runs: 8 * runs.value)
+    Runs of `bn` that were also tested with recomputed statistics appear again as `bn recomputed`.
+    """
+    runs = select(frame, claim=claim)
+    runs = runs.assign(value=runs.value.astype(float) * (8 if claim == "depth" else 1))
+    again = select(runs, arm="bn")
+    again = again.assign(arm="bn recomputed", test=again.result.str["recomputed_acc"])
+    return pd.concat([runs, again]) if again.test.notna().any() else runs
 
 
 def get_robustness(frame: pd.DataFrame) -> pd.DataFrame:

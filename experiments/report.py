@@ -45,8 +45,7 @@ def select_runs(frame: pd.DataFrame, name: str) -> pd.DataFrame:
         return select(frames.get_compared(frame), recipe=claim, arm=arm)
     if claim == "robustness":
         return select(frames.get_robustness(frame), row=value, arm=arm)
-    get = frames.get_batches if claim in ("batches", "ghosts") else frames.get_claim
-    chosen = get(frame, claim)
+    chosen = frames.get_claim(frame, claim)
     if value == "best":
         value = frames.get_means(chosen).loc[arm].idxmax()
     return select(chosen, value=float(value), arm=arm)

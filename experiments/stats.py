@@ -26,13 +26,6 @@ class Comparison:
     pooled: bool = False  # whether all samples, even those of weight 0, share one variance
 
 
-def get_half_width(values: Sequence[float]) -> float:
-    """Return half the width of the mean's 95 % interval (Student 1908); nan below two values."""
-    if len(values) < 2:
-        return math.nan
-    return float(scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values))
-
-
 def contrast(samples, weights, pooled=False) -> tuple[float, float, float, float]:
     """Return the weighted sum of the samples' means, its 95 % interval (low, high), and p.
 
@@ -72,12 +65,9 @@ def answer(comparisons: Sequence[Comparison]) -> pd.DataFrame:
 
 def holm(ps: Sequence[float]) -> list[float]:
     """Return the p-values after Holm's correction (1979); NaNs don't count and pass through."""
-    corrected, highest = [math.nan] * len(ps), 0.0
-    known = sorted((p, i) for i, p in enumerate(ps) if not math.isnan(p))
-    for rank, (p, i) in enumerate(known):
-        highest = max(highest, (len(known) - rank) * p)
-        corrected[i] = min(1.0, highest)
-    return corrected
+    ranked = pd.Series(ps, dtype=float).dropna().sort_values()
+    corrected = (ranked * np.arange(len(ranked), 0, -1)).cummax().clip(upper=1)
+    return corrected.reindex(range(len(ps))).tolist()
 
 
 def equivalent(ones: Sequence[float], others: Sequence[float], margin: float) -> float:

@@ -17,7 +17,10 @@ from runs import LABELS, RECIPES, Recipe
 EPOCH, TEST_EPOCH = 391, 79  # steps: CIFAR-10 in batches of 128
 MEDIANS = "median of the steps"
 SHOWN = [f"change {layer}" for layer in ("C5", "C8", "C10")] + ["smoothness"]  # of MEASURES
-ROWS = {"batch-differences": "images per batch"}  # titles
+ROWS = {"batch-differences": "images per batch", "depth-differences": "3x3 convolutions"}  # titles
+# What varies in these claims.
+VALUES = {"rates": "arm", "batches": "images per batch", "ghosts": "images per part"}
+VALUES["depth"] = "3x3 convolutions"
 TRAINED, COLLAPSED = 20.0, 10.0  # in percent, and in points: see `format_tests`
 EQUIVALENT = 0.5  # the smaller margin, in points
 
@@ -42,7 +45,8 @@ def format_mean(values: Iterable[float], places: tuple[str, str] = (".2f", ".2f"
     if not values:
         return "–"
     mean = format(sum(values) / len(values), places[0])
-    return mean if len(values) == 1 else f"{mean} ± {stats.get_half_width(values):{places[1]}}"
+    _, low, high, _ = stats.contrast([values], [1])
+    return mean if len(values) == 1 else f"{mean} ± {(high - low) / 2:{places[1]}}"
 
 
 def format_tests(tests: pd.Series) -> str:
@@ -251,14 +255,14 @@ def make_tables(frame: pd.DataFrame, labels=None, speed=None) -> dict[str, str]:
     compared, trials = frames.get_compared(frame), select(frame, claim="tuning")
     sets, answers = frames.get_sets(compared), stats.answer(comparisons.declare(frame))
     found = stats.answer(comparisons.find(frame, compared, sets["both sets"]))
-    rates = tabulate(frames.get_claim(frame, "rates"), "value", format_tests)
-    batches = tabulate(frames.get_batches(frame), "value", format_tests)
     tables = {
         name: format_comparisons(part, ROWS.get(name, ""))
         for name, part in answers.groupby("table")
     }
     tables["found"] = format_comparisons(found, "", format_found)
-    ghosts = frames.get_batches(frame, "ghosts")
+    for claim, title in VALUES.items():
+        cells = tabulate(frames.get_claim(frame, claim), "value", format_tests)
+        tables[claim] = quote(cells, title)
     if labels is not None:
         tables["images"] = make_images(compared, labels)
     if speed is not None:
@@ -267,13 +271,7 @@ def make_tables(frame: pd.DataFrame, labels=None, speed=None) -> dict[str, str]:
         "results": make_results(compared),
         "accuracies": make_accuracies(compared),
         "tuning": make_tuning(trials[trials.arm.isin(COMPARED)]),
-        "rates": quote(rates, "arm"),
         "speed": make_speed(compared),
-        "batches": quote(batches, "images per batch"),
-        "ghosts": quote(tabulate(ghosts, "value", format_tests), "images per part"),
-        "depth": quote(
-            tabulate(frames.get_depths(frame), "value", format_tests), "3x3 convolutions"
-        ),
         "robustness": make_robustness(frames.get_robustness(frame)),
         "scales": make_scales(frames.get_scales(frame)),
         "shift": make_shift(frames.get_shift_medians(frame), select(answers, table="shift")),

@@ -15,8 +15,9 @@ ACCURACIES = st.lists(st.floats(10, 90).map(lambda x: round(x, 2)), min_size=2, 
 
 def test_the_interval_is_students():
     # Student's t for 2 degrees of freedom is 4.3027, the deviation is 1.
-    assert stats.get_half_width([80.0, 81.0, 82.0]) == pytest.approx(4.3027 / 3**0.5, abs=1e-4)
-    assert math.isnan(stats.get_half_width([80.0]))
+    mean, low, high, _ = stats.contrast([[80.0, 81.0, 82.0]], [1])
+    assert (mean, high - mean) == pytest.approx((81, 4.3027 / 3**0.5), abs=1e-4)
+    assert mean - low == pytest.approx(high - mean)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # SciPy's, of almost equal values

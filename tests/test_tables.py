@@ -91,7 +91,7 @@ def test_p_is_corrected_over_the_families_that_were_declared(frame):
         "shift": [22],
         "optimizers": [5],
         "ghost-differences": [4],
-        "depth-differences": [1],  # of four: its runs are not in yet
+        "depth-differences": [4],
         "robustness-differences": [12],
     }
 
