@@ -17,10 +17,14 @@ from runs import LABELS, RECIPES, Recipe
 EPOCH, TEST_EPOCH = 391, 79  # steps: CIFAR-10 in batches of 128
 MEDIANS = "median of the steps"
 SHOWN = [f"change {layer}" for layer in ("C5", "C8", "C10")] + ["smoothness"]  # of MEASURES
-ROWS = {"batch-differences": "images per batch", "depth-differences": "3x3 convolutions"}  # titles
-# What varies in these claims.
-VALUES = {"rates": "arm", "batches": "images per batch", "ghosts": "images per part"}
-VALUES["depth"] = "3x3 convolutions"
+TITLES = {  # of tables, by claim or family
+    "rates": "arm",
+    "batches": "images per batch",
+    "batch-differences": "images per batch",
+    "ghosts": "images per part",
+    "depth": "3x3 convolutions",
+    "depth-differences": "3x3 convolutions",
+}
 TRAINED, COLLAPSED = 20.0, 10.0  # in percent, and in points: see `format_tests`
 EQUIVALENT = 0.5  # the smaller margin, in points
 
@@ -256,13 +260,13 @@ def make_tables(frame: pd.DataFrame, labels=None, speed=None) -> dict[str, str]:
     sets, answers = frames.get_sets(compared), stats.answer(comparisons.declare(frame))
     found = stats.answer(comparisons.find(frame, compared, sets["both sets"]))
     tables = {
-        name: format_comparisons(part, ROWS.get(name, ""))
+        name: format_comparisons(part, TITLES.get(name, ""))
         for name, part in answers.groupby("table")
     }
     tables["found"] = format_comparisons(found, "", format_found)
-    for claim, title in VALUES.items():
+    for claim in ("rates", "batches", "ghosts", "depth"):
         cells = tabulate(frames.get_claim(frame, claim), "value", format_tests)
-        tables[claim] = quote(cells, title)
+        tables[claim] = quote(cells, TITLES[claim])
     if labels is not None:
         tables["images"] = make_images(compared, labels)
     if speed is not None:
